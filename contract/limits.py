@@ -1,0 +1,14 @@
+"""Sizes that both sides enforce before they decode. All in bytes unless the name says otherwise."""
+
+BLOCK_BYTES = 128 * 1024  # one block of an artifact or update; AWS IoT and most hubs stop at 128 KiB
+MESSAGE_BYTES = 160 * 1024  # any MQTT payload: a block and its envelope
+CONTROL_BYTES = 16 * 1024  # hello, desired state, instructions, acknowledgements
+METADATA_BYTES = 512 * 1024  # one file of TUF metadata, as in tuf's own client
+ARTIFACT_BYTES = 256 * 1024 * 1024  # a bundle, or the weights of a model
+MANIFEST_BYTES = 256 * 1024
+TENSORS_HEADER_BYTES = 1024 * 1024
+TENSORS_COUNT = 4096
+BUNDLE_FILES = 32
+PROFILE_FEATURES = 512
+PROFILE_BINS = 256
+BLOCKS_PER_REQUEST = 64

@@ -1,0 +1,204 @@
+"""Every message between an agent and the coordinator, by direction and channel.
+
+Up (channel: type)              Down (channel: type)
+    hello:    Hello                 desired:  Desired (retained, JSON)
+    gone:     Gone (last will)      metadata: MetadataReply
+    metadata: MetadataRequest       ack:      Ack
+    pull:     BlockRequest          round:    Instruction
+    report:   Report
+
+`Report` is the only durable message. The agent keeps each one in its outbox until the coordinator has committed
+it and said so in an `Ack`; (device, outbox, seq) names it for ever, so one that comes twice counts once.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from contract.profile import Counts
+
+
+class BlobRef(msgspec.Struct, frozen=True):
+    """A content-addressed piece of data: SHA-256 in lower-case hex, and bytes."""
+
+    sha256: str
+    size: int
+
+
+class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle as the registry names it. `target` is its path in the TUF repository."""
+
+    model: str
+    version: int
+    variant: str
+    target: str
+    sha256: str
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
+    """What a device says of itself when it connects, when that changes, and as a heartbeat.
+
+    Attributes:
+        boot: random name of this start of the agent; Gone with the same name ends it.
+        hardware_class: as configured on the device, for example `x86-64`.
+        active: the bundle that serves, if any.
+        samples: labelled samples that a round could train on.
+        inferences: inferences since boot.
+        sent_at: device clock, seconds since the epoch.
+    """
+
+    boot: str
+    agent_version: str
+    runtime_version: str
+    hardware_class: str
+    active: BundleRef | None
+    samples: int
+    inferences: int
+    sent_at: float
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="gone"):
+    """The last will: the connection of `boot` ended without a word."""
+
+    boot: str
+
+
+class MetadataRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-request"):
+    """Ask for one file of TUF metadata, for example `2.root.json`."""
+
+    name: str
+
+
+class MetadataReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-reply"):
+    """One file of TUF metadata; `content` is None where the repository has no such file."""
+
+    name: str
+    content: bytes | None
+
+
+class BlockRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="block-request"):
+    """Ask for blocks of an artifact by index.
+
+    They come on `topics.blob`, raw, `limits.BLOCK_BYTES` each but the last.
+    """
+
+    sha256: str
+    blocks: list[int]
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="desired"):
+    """The bundle that a device should serve. A later state has a larger `revision`."""
+
+    revision: int
+    rollout: str | None
+    bundle: BundleRef | None
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ack"):
+    """These reports are committed, or can never be: the agent may forget them."""
+
+    outbox: str
+    seqs: list[int]
+
+
+class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="instruction"):
+    """One device's part in one round.
+
+    Attributes:
+        id: unique; a device that sees it twice does it once.
+        kind: `train` gives new weights, `evaluate` gives metrics and a profile.
+        bundle_sha256: the bundle whose training signature and transform must be used.
+        weights: safetensors with the global weights, pulled in blocks.
+        learning_rate, epochs, proximal_mu: SGD step, passes over the local data, FedProx term.
+        seed: of the shuffle.
+        expires_at: seconds since the epoch, coordinator clock; later work is useless.
+    """
+
+    id: str
+    run: str
+    round: int
+    kind: Literal["train", "evaluate"]
+    bundle_sha256: str
+    weights: BlobRef
+    epochs: int = 1
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    proximal_mu: float = 0.0
+    max_samples: int = 100_000
+    seed: int = 0
+    expires_at: float
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="receipt"):
+    """A device's word on a bundle: activated, or refused and why. Signed (`contract.signatures`) before it is sent."""
+
+    device: str
+    rollout: str | None
+    bundle: BundleRef
+    outcome: Literal["activated", "refused", "rolled-back"]
+    reason: str
+    sent_at: float
+
+
+class SignedReceipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="signed-receipt"):
+    """`payload` is an encoded Receipt; the signature is over those very bytes, by the device's own key."""
+
+    payload: bytes
+    signature: bytes
+
+
+class ProfileWindow(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="profile-window"):
+    """What a device saw between two moments, as integer counts on the bundle's fixed bins."""
+
+    bundle_sha256: str
+    profile_digest: str
+    started_at: float
+    ended_at: float
+    counts: Counts
+
+
+class UploadBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="upload-block"):
+    """Block `index` of `count` of an update; the coordinator joins them and checks the digest of the whole."""
+
+    blob: BlobRef
+    index: int
+    count: int
+    data: bytes
+
+
+class RoundReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="round-reply"):
+    """The answer to an Instruction. `weights` was uploaded before; `error` is empty where it succeeded.
+
+    Attributes:
+        examples: labelled samples used.
+        metrics: scalars by name, for example `loss` and `accuracy`.
+        counts: of the evaluated samples (`evaluate` only), on the bins of the instruction's bundle.
+    """
+
+    instruction: str
+    error: str
+    examples: int
+    metrics: dict[str, float]
+    weights: BlobRef | None
+    counts: Counts | None
+
+
+Body = SignedReceipt | ProfileWindow | UploadBlock | RoundReply
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="report"):
+    """A durable message: `seq` counts up by one in `outbox`, which lives as long as the agent's state folder."""
+
+    outbox: str
+    seq: int
+    body: Body
+
+
+Up = Hello | Gone | MetadataRequest | BlockRequest | Report
+UP: dict[str, type[Up]] = {
+    "hello": Hello,
+    "gone": Gone,
+    "metadata": MetadataRequest,
+    "pull": BlockRequest,
+    "report": Report,
+}
