@@ -1,0 +1,1 @@
+"""Who is enrolled: devices, their one-time tokens and certificates, what they say of themselves, cohorts."""

@@ -1,0 +1,36 @@
+"""Tables of the fleet."""
+
+from sqlalchemy import Boolean, Column, Float, Integer, String, Table, Text
+
+from coordinator.storage import Json, metadata
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("hardware_class", String(63), nullable=False, default=""),
+    Column("tags", Json, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("token_sha256", String(64), nullable=True, unique=True),  # null once it was used
+    Column("token_expires_at", Float, nullable=False, default=0.0),
+    Column("certificate_pem", Text, nullable=True),  # null until it enrolled
+    Column("enrolled_at", Float, nullable=True),
+    Column("connected", Boolean, nullable=False, default=False),
+    Column("boot", String(128), nullable=False, default=""),
+    Column("last_seen", Float, nullable=True),
+    Column("hello", Json, nullable=True),  # contract.messages.Hello, as it came
+    Column("desired", Json, nullable=True),  # contract.messages.Desired
+    Column("desired_revision", Integer, nullable=False, default=0),
+    Column("published_revision", Integer, nullable=False, default=0),
+)
+
+# One row for each report whose effect is committed; (device, outbox, seq) names a report for ever.
+received = Table(
+    "received",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("outbox", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("received_at", Float, nullable=False),
+    Column("dropped", Text, nullable=False, default=""),  # why it had no effect, if it had none
+)
