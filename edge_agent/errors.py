@@ -1,0 +1,58 @@
+"""Errors of the agent, grouped by what is at fault.
+
+AgentError
+├── ConfigError              the agent's folder or agent.toml; the owner of the device can mend it
+├── EnrolmentError           the coordinator did not enrol this device, or could not be asked
+├── RefusedError             a bundle that must not serve here; the message becomes the receipt's reason
+│   └── TrustError           ... because its TUF metadata does not vouch for it
+├── UnavailableError         nobody answered in time; worth trying again
+├── RuntimeModelError        a .tflite that this runtime cannot run
+├── SampleError              a sample file that cannot be read or does not fit the model
+└── TrainingError            an instruction that cannot be carried out
+    ├── TrainingDivergedError    ... because the result is not finite
+    └── TrainingStoppedError     ... because the caller asked to stop
+"""
+
+
+class AgentError(Exception):
+    """Root of every error that the agent raises on purpose."""
+
+
+class ConfigError(AgentError):
+    """The agent's folder or `agent.toml` is not usable; the message says what to do."""
+
+
+class EnrolmentError(AgentError):
+    """The coordinator did not enrol this device, or could not be asked."""
+
+
+class RefusedError(AgentError):
+    """A bundle that must not serve here."""
+
+
+class TrustError(RefusedError):
+    """The TUF metadata does not vouch for the bundle."""
+
+
+class UnavailableError(AgentError):
+    """Nobody answered in time; worth trying again."""
+
+
+class RuntimeModelError(AgentError):
+    """A `.tflite` that this runtime cannot run, or input that does not fit it."""
+
+
+class SampleError(AgentError):
+    """A sample file that cannot be read or does not fit the model."""
+
+
+class TrainingError(AgentError):
+    """An instruction that cannot be carried out."""
+
+
+class TrainingDivergedError(TrainingError):
+    """Training gave a loss or weights that are not finite."""
+
+
+class TrainingStoppedError(TrainingError):
+    """The caller asked to stop before the last batch."""

@@ -1,0 +1,106 @@
+"""Inference with LiteRT alone: the same few lines measure a variant in the cloud and serve it on the device."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edge_agent.errors import RuntimeModelError
+
+
+class Runtime:
+    """One `.tflite` with one input (1, *input_shape) and one output (1, classes), of any io dtype.
+
+    Attributes:
+        input_shape: of one sample of model input, without the batch.
+        classes: length of the output.
+    """
+
+    def __init__(self, model: bytes, *, threads: int = 1) -> None:
+        """Load a model.
+
+        Raises:
+            RuntimeModelError: not a `.tflite`, an operation that LiteRT lacks, or other inputs and outputs.
+        """
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            self._interpreter = Interpreter(model_content=model, num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeModelError(f"LiteRT cannot load the model: {error}") from error
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise RuntimeModelError(
+                f"a model needs one input and one output, this has {len(inputs)} and {len(outputs)}"
+            )
+        self._input, self._output = inputs[0], outputs[0]
+        if self._input["shape"][:1].tolist() != [1] or len(self._output["shape"]) != 2 or self._output["shape"][0] != 1:
+            raise RuntimeModelError(
+                f"shapes {self._input['shape'].tolist()} -> {self._output['shape'].tolist()}: "
+                "expected (1, ...) -> (1, classes); export the model with batch size 1"
+            )
+        self.input_shape: tuple[int, ...] = tuple(int(size) for size in self._input["shape"][1:])
+        self.classes = int(self._output["shape"][1])
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Run every sample, one by one, as the device does.
+
+        Args:
+            x: float32 model input, shape (n, *input_shape).
+
+        Returns:
+            float32, shape (n, classes); dequantised where the output is integer.
+
+        Raises:
+            RuntimeModelError: another shape, or the interpreter failed.
+        """
+        if x.shape[1:] != self.input_shape:
+            raise RuntimeModelError(f"the model takes samples of shape {self.input_shape}, got {x.shape[1:]}")
+        values = _quantize(x, self._input)
+        raw = np.empty((len(x), self.classes), self._output["dtype"])
+        try:
+            for index in range(len(values)):
+                self._interpreter.set_tensor(self._input["index"], values[index : index + 1])
+                self._interpreter.invoke()
+                raw[index] = self._interpreter.get_tensor(self._output["index"])[0]
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeModelError(f"LiteRT cannot run the model: {error}") from error
+        return _dequantize(raw, self._output)
+
+
+def _quantize(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        return x.astype(dtype, copy=False)
+    scale, zero = detail["quantization"]
+    limit = np.iinfo(dtype)
+    scaled = x.astype(np.float32) / np.float32(scale) if scale else x
+    return np.clip(np.rint(scaled) + zero, limit.min, limit.max).astype(dtype)
+
+
+def _dequantize(raw: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    if raw.dtype.kind == "f" or not scale:
+        return raw.astype(np.float32)
+    return (raw.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities of logits / temperature (Guo et al. 2017, arXiv:1706.04599, eq. 9).
+
+    Args:
+        logits: shape (n, classes).
+        temperature: positive; above 1 softens.
+
+    Returns:
+        float32, shape (n, classes), rows sum to 1.
+
+    Raises:
+        RuntimeModelError: a temperature that is not a positive number.
+    """
+    if not temperature > 0 or not math.isfinite(temperature):
+        raise RuntimeModelError(f"temperature {temperature} is not a positive number")
+    scaled = np.asarray(logits, np.float32) / np.float32(temperature)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -1,0 +1,222 @@
+"""On-device training without a framework: a readable loop over the stateless signature of `contract.training`.
+
+Pure but for the interpreter: weights, data and seed come in, new weights and metrics go out. Virtual clients of a
+simulation run this very loop.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contract import training as signature
+from contract.tensors import Arrays
+from contract.training import TrainingSpec
+from edge_agent.errors import RuntimeModelError, TrainingDivergedError, TrainingError, TrainingStoppedError
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What local training gave.
+
+    Attributes:
+        weights: names of `spec.weights`, then of `spec.state`.
+        loss: mean cross-entropy over the last epoch, without the proximal term.
+        accuracy: share of the last epoch's samples whose top class was right, as seen while training.
+        examples: samples trained on, each once an epoch.
+    """
+
+    weights: Arrays
+    loss: float
+    accuracy: float
+    examples: int
+
+
+class TrainingRuntime:
+    """A training `.tflite` and how to call it.
+
+    Attributes:
+        spec: batch size, names and shapes of the weights.
+        input_shape: of one sample of model input.
+    """
+
+    def __init__(self, model: bytes, spec: TrainingSpec, *, threads: int = 1) -> None:
+        """Load the model and check its signatures against `spec`.
+
+        Raises:
+            RuntimeModelError: not a `.tflite`, or signatures of another shape than `spec` says.
+        """
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.spec = spec
+        try:
+            self._interpreter = Interpreter(model_content=model, num_threads=threads)
+            self._train = self._interpreter.get_signature_runner(signature.TRAIN)
+            self._infer = self._interpreter.get_signature_runner(signature.INFER)
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeModelError(f"LiteRT cannot load the training model: {error}") from error
+        self.w = signature.names("w", len(spec.weights))
+        self.s = signature.names("s", len(spec.state))
+        self.m = signature.names("m", len(spec.weights))
+        self.a = signature.names("a", len(spec.weights))
+        self.g = signature.names("g", len(spec.weights))
+        details = self._train.get_input_details()
+        expected = {*self.w, *self.s, *self.m, *self.a, *self.g, "x", "y", "mask", "lr", "momentum", "mu"}
+        if set(details) != expected:
+            raise RuntimeModelError(f"the training signature has other inputs: {sorted(set(details) ^ expected)}")
+        for letters, group in ((self.w, spec.weights), (self.s, spec.state)):
+            for name, tensor in zip(letters, group, strict=True):
+                if details[name]["shape"].tolist() != tensor.shape:
+                    raise RuntimeModelError(f"{name} ({tensor.name}): the signature has another shape")
+        if details["x"]["shape"][0] != spec.batch:
+            raise RuntimeModelError(f"the signature takes {details['x']['shape'][0]} samples, not {spec.batch}")
+        self.input_shape: tuple[int, ...] = tuple(int(size) for size in details["x"]["shape"][1:])
+
+    def step(self, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One call of the `train` signature; names as in `contract.training`."""
+        return self._call(self._train, tensors)
+
+    def forward(self, tensors: Mapping[str, Any]) -> np.ndarray:
+        """One call of the `infer` signature: logits, shape (batch, classes)."""
+        return self._call(self._infer, tensors)["logits"]
+
+    @staticmethod
+    def _call(runner: Any, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        try:
+            return dict(runner(**tensors))
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeModelError(f"LiteRT cannot run the training model: {error}") from error
+
+
+def train(
+    runtime: TrainingRuntime,
+    weights: Arrays,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    epochs: int,
+    learning_rate: float,
+    momentum: float = 0.0,
+    proximal_mu: float = 0.0,
+    offset: Arrays | None = None,
+    seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """SGD over the local samples, from `weights` (which are also the proximal anchor).
+
+    Args:
+        runtime: the training model.
+        weights: float32 by name, ordered: `spec.weights`, then `spec.state`.
+        x: float32 model input, shape (n, *input_shape).
+        y: integer classes, shape (n,).
+        epochs: passes over the samples, at least 1.
+        learning_rate: SGD step.
+        momentum: heavy-ball factor; the velocity starts at zero.
+        proximal_mu: strength of FedProx' pull to `weights`.
+        offset: added to each gradient (SCAFFOLD), by name of `spec.weights`; None adds nothing.
+        seed: of the shuffles.
+        should_stop: asked before every step.
+
+    Raises:
+        TrainingError: no samples, no epochs, or weights and samples that do not fit the signature.
+        TrainingDivergedError: a loss or weight that is not finite.
+        TrainingStoppedError: `should_stop` said so.
+    """
+    _check_weights(runtime, weights)
+    _check_samples(runtime, x)
+    if not len(x) or len(x) != len(y) or epochs < 1:
+        raise TrainingError(f"{len(x)} samples, {len(y)} labels and {epochs} epochs: nothing to train on")
+    values = list(weights.values())
+    count = len(runtime.w)
+    state = dict(zip((*runtime.w, *runtime.s), values, strict=True))
+    state |= {name: np.zeros_like(value) for name, value in zip(runtime.m, values[:count], strict=True)}
+    fixed: dict[str, Any] = dict(zip(runtime.a, values[:count], strict=True))
+    fixed |= dict(zip(runtime.g, _offset(runtime, weights, offset), strict=True))
+    fixed |= {"lr": np.float32(learning_rate), "momentum": np.float32(momentum), "mu": np.float32(proximal_mu)}
+    random = np.random.default_rng(seed)
+    loss = correct = 0.0
+    for _ in range(epochs):
+        loss = correct = 0.0
+        order = random.permutation(len(x))
+        for start in range(0, len(order), runtime.spec.batch):
+            if should_stop():
+                raise TrainingStoppedError("training was stopped before its last batch")
+            rows = order[start : start + runtime.spec.batch]
+            output = runtime.step({**state, **fixed, **_batch(runtime, x[rows], y[rows])})
+            state = {name: output[name] for name in state}
+            loss += float(output["loss"]) * len(rows)
+            correct += float(output["correct"])
+    trained = dict(zip(weights, (state[name] for name in (*runtime.w, *runtime.s)), strict=True))
+    if not np.isfinite(loss) or not all(np.isfinite(array).all() for array in trained.values()):
+        raise TrainingDivergedError(f"training diverged (loss {loss / len(x):.3g}); lower the learning rate")
+    return TrainResult(trained, loss / len(x), correct / len(x), len(x))
+
+
+def infer(runtime: TrainingRuntime, weights: Arrays, x: np.ndarray) -> np.ndarray:
+    """Logits of the training model under given weights.
+
+    Args:
+        runtime: the training model.
+        weights: as for `train`.
+        x: float32 model input, shape (n, *input_shape).
+
+    Returns:
+        float32, shape (n, classes).
+
+    Raises:
+        TrainingError: weights or samples that do not fit the signature, or no samples.
+        TrainingDivergedError: logits that are not finite.
+    """
+    _check_weights(runtime, weights)
+    _check_samples(runtime, x)
+    if not len(x):
+        raise TrainingError("no samples to evaluate")
+    named = dict(zip((*runtime.w, *runtime.s), weights.values(), strict=True))
+    parts = []
+    for start in range(0, len(x), runtime.spec.batch):
+        rows = x[start : start + runtime.spec.batch]
+        parts.append(runtime.forward({**named, "x": _pad(rows, runtime.spec.batch)})[: len(rows)])
+    logits = np.concatenate(parts)
+    if not np.isfinite(logits).all():
+        raise TrainingDivergedError("the given weights produce logits that are not finite")
+    return logits
+
+
+def _batch(runtime: TrainingRuntime, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    size = runtime.spec.batch
+    mask = np.zeros(size, np.float32)
+    mask[: len(x)] = 1
+    return {"x": _pad(x, size), "y": _pad(np.asarray(y, np.int32), size), "mask": mask}
+
+
+def _pad(rows: np.ndarray, size: int) -> np.ndarray:
+    if len(rows) == size:
+        return rows
+    padded = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded
+
+
+def _check_weights(runtime: TrainingRuntime, weights: Arrays) -> None:
+    wanted = [*runtime.spec.weights, *runtime.spec.state]
+    if list(weights) != [tensor.name for tensor in wanted]:
+        raise TrainingError(f"expected weights {[tensor.name for tensor in wanted][:8]}, got {list(weights)[:8]}")
+    for tensor in wanted:
+        array = weights[tensor.name]
+        if array.dtype != np.float32 or list(array.shape) != tensor.shape:
+            raise TrainingError(f"{tensor.name}: expected float32{tensor.shape}, got {array.dtype}{list(array.shape)}")
+
+
+def _check_samples(runtime: TrainingRuntime, x: np.ndarray) -> None:
+    if x.dtype != np.float32 or x.shape[1:] != runtime.input_shape:
+        raise TrainingError(f"expected float32 samples of shape {runtime.input_shape}, got {x.dtype}{x.shape[1:]}")
+
+
+def _offset(runtime: TrainingRuntime, weights: Arrays, offset: Arrays | None) -> list[np.ndarray]:
+    names = [tensor.name for tensor in runtime.spec.weights]
+    if offset is None:
+        return [np.zeros_like(weights[name]) for name in names]
+    if list(offset) != names:
+        raise TrainingError(f"expected gradient offsets for {names[:8]}, got {list(offset)[:8]}")
+    return [offset[name].astype(np.float32, copy=False) for name in names]
