@@ -1,0 +1,509 @@
+"""The coordinator's HTTP API, typed: what the command line, jobs and other programs of ours talk through.
+
+A call that could not reach the coordinator is tried again until a deadline, because a supervisor restarts it; a call
+that may have reached it is tried again only where repeating it changes nothing.
+"""
+
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import httpx
+import msgspec
+
+from contract.messages import BlobRef
+from contract.training import TrainingSpec
+from coordinator import config, records
+from coordinator.records import (
+    FINISHED,
+    Alert,
+    Bundle,
+    Device,
+    DeviceToken,
+    Gate,
+    Job,
+    Model,
+    Rollout,
+    RolloutDevice,
+    Round,
+    Run,
+    SigningRequest,
+    Snapshot,
+    Status,
+    Variant,
+    Version,
+)
+
+__all__ = [
+    "FINISHED",
+    "Alert",
+    "Bundle",
+    "Client",
+    "ClientError",
+    "Device",
+    "DeviceToken",
+    "Gate",
+    "Job",
+    "JobContext",
+    "JobFailedError",
+    "Model",
+    "Rollout",
+    "RolloutDevice",
+    "Round",
+    "Run",
+    "SigningRequest",
+    "Snapshot",
+    "Status",
+    "UnreachableError",
+    "Variant",
+    "Version",
+    "records",
+]
+
+T = TypeVar("T")
+RETRY_S = 30.0  # how long a restart of the coordinator is waited for
+
+
+class ClientError(Exception):
+    """The coordinator refused; the message is its own sentence. `status` is the HTTP status, 0 without an answer."""
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnreachableError(ClientError):
+    """No answer from the coordinator until the deadline."""
+
+
+class JobFailedError(ClientError):
+    """A job that was waited for failed or was cancelled; `job` is its last record."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"job {job.id} ({job.kind}) {job.state}: {job.error or 'no reason given'}")
+        self.job = job
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job gets.
+
+    A job kind is an entry point in the group `fieldfare.jobs`, a callable `run(context) -> dict` whose answer is the
+    job's result (JSON). It may be killed at any moment and is then run again with `resumed` set.
+
+    Attributes:
+        spec: as given when the job was made.
+        folder: its own, kept between attempts.
+        state: the coordinator's state folder.
+        client: with the operator's token.
+        report: call it with progress in [0, 1] and a short message.
+    """
+
+    id: str
+    spec: dict[str, Any]
+    folder: Path
+    state: Path
+    client: "Client"
+    resumed: bool
+    report: Callable[[float, str], None]
+
+
+class Client:
+    """One connection pool to one coordinator; safe to use from several threads. Close it, or use `with`."""
+
+    def __init__(self, url: str, ca: Path, token: str, *, retry_s: float = RETRY_S, timeout_s: float = 60.0) -> None:
+        """Connect on first use.
+
+        Args:
+            url: for example `https://127.0.0.1:8443`.
+            ca: PEM file of the certificate authority that the server's certificate must come from.
+            token: bearer token; empty for open routes only.
+            retry_s: how long a coordinator that does not answer is tried.
+            timeout_s: of one attempt.
+
+        Raises:
+            ClientError: no readable certificate authority.
+        """
+        try:
+            context = ssl.create_default_context(cafile=str(ca))
+        except (OSError, ssl.SSLError) as error:
+            raise ClientError(f"{ca}: no readable CA certificate: {error}") from error
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.url = url.rstrip("/")
+        self._retry_s = retry_s
+        self._http = httpx.Client(
+            base_url=self.url, verify=context, headers=headers, timeout=timeout_s, trust_env=False
+        )
+
+    @classmethod
+    def from_state(cls, state: Path, *, token_name: str = "operator", retry_s: float = RETRY_S) -> Self:  # noqa: S107
+        """Connect to the coordinator of a state folder on this machine.
+
+        Args:
+            state: the coordinator's state folder.
+            token_name: file in `tokens/`, `operator` or `signer` (a file's name, not a secret).
+            retry_s: as in the constructor.
+
+        Raises:
+            SetupError: no coordinator in that folder.
+            ClientError: no token that can be read.
+        """
+        settings = config.load(state)
+        path = state / "tokens" / token_name
+        try:
+            token = path.read_text().strip()
+        except OSError as error:
+            raise ClientError(f"{path}: cannot read the token: {error.strerror}") from error
+        return cls(f"https://{settings.host}:{settings.api_port}", state / "pki" / "ca.crt", token, retry_s=retry_s)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # the coordinator itself
+
+    def healthy(self) -> bool:
+        """Whether it answers now; never raises for one that is down."""
+        try:
+            return self._http.get("/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def status(self) -> Status:
+        """The coordinator at a glance."""
+        return self.get("/v1/status", Status)
+
+    def metrics(self) -> str:
+        """Prometheus text."""
+        return self._send("GET", "/metrics").text
+
+    # registry
+
+    def put_blob(self, data: bytes) -> BlobRef:
+        """Store bytes by content; safe to repeat."""
+        headers = {"Content-Type": "application/octet-stream"}
+        return _decode(self._send("POST", "/v1/blobs", content=data, headers=headers, repeat=True), BlobRef)
+
+    def get_blob(self, sha256: str) -> bytes:
+        """Bytes of a blob."""
+        return self._send("GET", f"/v1/blobs/{sha256}").content
+
+    def create_snapshot(self, *, task: str, manifest: Mapping[str, Any]) -> Snapshot:
+        """Register a data snapshot; the blobs named under `files` must be there. Safe to repeat."""
+        return self.post("/v1/snapshots", Snapshot, {"task": task, "manifest": manifest}, repeat=True)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, newest first."""
+        return self.get("/v1/snapshots", list[Snapshot])
+
+    def models(self) -> list[Model]:
+        """All models with their versions."""
+        return self.get("/v1/models", list[Model])
+
+    def create_version(
+        self,
+        model: str,
+        *,
+        task: str,
+        weights_sha256: str,
+        metrics: Mapping[str, Any],
+        snapshot_sha256: str | None = None,
+        parents: Sequence[int] = (),
+        run: str | None = None,
+        job: str | None = None,
+        reference_sha256: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Version:
+        """Register a version; its number comes from the registry. Fields as in `Version`.
+
+        Safe to repeat: a job or a run makes one version of a model, and gets the one it made when it asks again;
+        without either, the same weights, snapshot and parents are the same version.
+        """
+        body = {
+            "task": task,
+            "weights_sha256": weights_sha256,
+            "metrics": metrics,
+            "snapshot_sha256": snapshot_sha256,
+            "parents": parents,
+            "run": run,
+            "job": job,
+            "reference_sha256": reference_sha256,
+            "details": details or {},
+        }
+        return self.post(f"/v1/models/{model}/versions", Version, body, repeat=True)
+
+    def get_version(self, model: str, version: int) -> Version:
+        """One version with its variants and bundles."""
+        return self.get(f"/v1/models/{model}/versions/{version}", Version)
+
+    def create_variant(
+        self, model: str, version: int, *, name: str, tflite_sha256: str, report: Mapping[str, Any], gate: Gate
+    ) -> Variant:
+        """Register a variant. Until a bundle holds it, asking again replaces it (a compression that was killed)."""
+        body = {"name": name, "tflite_sha256": tflite_sha256, "report": report, "gate": msgspec.to_builtins(gate)}
+        return self.post(f"/v1/models/{model}/versions/{version}/variants", Variant, body, repeat=True)
+
+    def create_bundle(
+        self,
+        model: str,
+        version: int,
+        variant: str,
+        *,
+        parts: Mapping[str, str],
+        labels: Sequence[str],
+        temperature: float,
+        golden_tolerance: float,
+        training: TrainingSpec | None,
+        hardware_classes: Sequence[str] = (),
+        min_agent_version: str = "0.1.0",
+    ) -> Bundle:
+        """Build a bundle from blobs and ask the signer for it. The same parts give the same bundle: safe to repeat.
+
+        Args:
+            model: its name.
+            version: of the model.
+            variant: must have passed its gate; `parts["inference"]` is its artifact.
+            parts: role (`contract.bundle.ROLES`) to the digest of a blob.
+            labels, temperature, golden_tolerance, training, hardware_classes, min_agent_version: as in the Manifest.
+        """
+        body = {
+            "parts": parts,
+            "labels": labels,
+            "temperature": temperature,
+            "golden_tolerance": golden_tolerance,
+            "training": msgspec.to_builtins(training),
+            "hardware_classes": hardware_classes,
+            "min_agent_version": min_agent_version,
+        }
+        path = f"/v1/models/{model}/versions/{version}/variants/{variant}/bundles"
+        return self.post(path, Bundle, body, repeat=True)
+
+    def bundles(self) -> list[Bundle]:
+        """All bundles, newest first."""
+        return self.get("/v1/bundles", list[Bundle])
+
+    # jobs
+
+    def create_job(self, kind: str, spec: Mapping[str, Any], *, id: str | None = None) -> Job:  # noqa: A002 its name
+        """Queue a job. With an `id` of yours, asking again gives the same job."""
+        body = {"id": id or uuid4().hex, "kind": kind, "spec": spec}
+        return self.post("/v1/jobs", Job, body, repeat=True)
+
+    def jobs(self) -> list[Job]:
+        """All jobs, newest first."""
+        return self.get("/v1/jobs", list[Job])
+
+    def job(self, id: str) -> Job:  # noqa: A002 its name in the API
+        """One job with its progress."""
+        return self.get(f"/v1/jobs/{id}", Job)
+
+    def job_log(self, id: str) -> str:  # noqa: A002 its name in the API
+        """The end of what a job printed (at most 1 MiB)."""
+        return self._send("GET", f"/v1/jobs/{id}/log").text
+
+    def cancel_job(self, id: str) -> Job:  # noqa: A002 its name in the API
+        """Stop a job."""
+        return self.post(f"/v1/jobs/{id}/cancel", Job, repeat=True)
+
+    def wait_job(
+        self,
+        id: str,  # noqa: A002 its name in the API
+        *,
+        timeout_s: float,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_s: float = 0.2,
+    ) -> Job:
+        """Wait until a job has succeeded.
+
+        Args:
+            id: of the job.
+            timeout_s: how long at most.
+            on_progress: called with the record whenever it has changed.
+            poll_s: seconds between two looks.
+
+        Raises:
+            JobFailedError: it failed or was cancelled.
+            UnreachableError: it had not ended in time.
+        """
+        deadline, seen = time.monotonic() + timeout_s, None
+        while True:
+            job = self.job(id)
+            if job != seen and on_progress is not None:
+                on_progress(job)
+            seen = job
+            if job.state == "succeeded":
+                return job
+            if job.state in FINISHED:
+                raise JobFailedError(job)
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"job {id} ({job.kind}) is still {job.state} after {timeout_s:g} s")
+            time.sleep(poll_s)
+
+    # fleet
+
+    def add_device(self, name: str, tags: Mapping[str, str] | None = None) -> DeviceToken:
+        """Expect a device; its one-time token comes back."""
+        return self.post("/v1/devices", DeviceToken, {"name": name, "tags": tags or {}})
+
+    def devices(self, cohort: str = "all") -> list[Device]:
+        """Devices of a cohort (`all`, `name=a,b`, `tag:site=north`, `class=x86-64`), by name."""
+        return self.get("/v1/devices", list[Device], cohort=cohort)
+
+    def device(self, name: str) -> Device:
+        """One device."""
+        return self.get(f"/v1/devices/{name}", Device)
+
+    # rollouts
+
+    def start_rollout(
+        self,
+        bundle_sha256: str,
+        *,
+        cohort: str = "all",
+        waves: Sequence[float] | None = None,
+        max_failures: int = 0,
+        device_timeout_s: float = 300.0,
+    ) -> Rollout:
+        """Start a rollout of a bundle; it waits until the bundle is signed.
+
+        Args:
+            bundle_sha256: of the bundle.
+            cohort: as in `devices`.
+            waves: sizes (1, 5) or fractions (0.1); None is one canary, then the rest.
+            max_failures: refusals and timeouts that are borne before it fails.
+            device_timeout_s: how long a device may take.
+        """
+        body = {
+            "bundle_sha256": bundle_sha256,
+            "cohort": cohort,
+            "waves": waves,
+            "max_failures": max_failures,
+            "device_timeout_s": device_timeout_s,
+        }
+        return self.post("/v1/rollouts", Rollout, body)
+
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts, newest first."""
+        return self.get("/v1/rollouts", list[Rollout])
+
+    def rollout(self, id: str) -> Rollout:  # noqa: A002 its name in the API
+        """One rollout with its devices and their reasons."""
+        return self.get(f"/v1/rollouts/{id}", Rollout)
+
+    def pause_rollout(self, id: str) -> Rollout:  # noqa: A002 its name in the API
+        """Offer it to no further device."""
+        return self.post(f"/v1/rollouts/{id}/pause", Rollout, repeat=True)
+
+    def resume_rollout(self, id: str) -> Rollout:  # noqa: A002 its name in the API
+        """Go on with a paused rollout."""
+        return self.post(f"/v1/rollouts/{id}/resume", Rollout, repeat=True)
+
+    def abort_rollout(self, id: str) -> Rollout:  # noqa: A002 its name in the API
+        """End it; devices keep what they have."""
+        return self.post(f"/v1/rollouts/{id}/abort", Rollout, repeat=True)
+
+    # rounds
+
+    def launch_run(self, model: str, *, cohort: str = "all", settings: Mapping[str, Any] | None = None) -> Run:
+        """Start federated rounds from the newest version that the cohort serves; `settings` as in `Policy`."""
+        return self.post("/v1/rounds", Run, {"model": model, "cohort": cohort, "config": settings or {}})
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return self.get("/v1/rounds", list[Run])
+
+    def run(self, id: str) -> Run:  # noqa: A002 its name in the API
+        """One run with its rounds."""
+        return self.get(f"/v1/rounds/{id}", Run)
+
+    def cancel_run(self, id: str) -> Run:  # noqa: A002 its name in the API
+        """Stop a run; rounds that are committed stay."""
+        return self.post(f"/v1/rounds/{id}/cancel", Run, repeat=True)
+
+    # drift
+
+    def drift(self, model: str, *, version: int | None = None, since: float | None = None) -> dict[str, Any]:
+        """The drift report of a model: pooled by cohort against the reference, and devices against their own past."""
+        return self.get("/v1/drift", dict[str, Any], model=model, version=version, since=since)
+
+    def alerts(self) -> list[Alert]:
+        """All alerts, newest first."""
+        return self.get("/v1/drift/alerts", list[Alert])
+
+    # signing (with the signer's token)
+
+    def signing_requests(self) -> list[SigningRequest]:
+        """Bundles that wait for a signature, oldest first."""
+        return self.get("/v1/signing/requests", list[SigningRequest])
+
+    def signing_bundle(self, sha256: str) -> bytes:
+        """A bundle to be signed, whole."""
+        return self._send("GET", f"/v1/signing/bundles/{sha256}").content
+
+    def submit_signature(self, id: str, metadata: str) -> SigningRequest:  # noqa: A002 its name in the API
+        """Hand in the signed `bundles` metadata, the very text."""
+        return self.post(f"/v1/signing/requests/{id}/metadata", SigningRequest, {"metadata": metadata}, repeat=True)
+
+    def refuse_signature(self, id: str, reason: str) -> SigningRequest:  # noqa: A002 its name in the API
+        """Say that a bundle will not be signed, and why."""
+        return self.post(f"/v1/signing/requests/{id}/refusal", SigningRequest, {"reason": reason}, repeat=True)
+
+    def publish_repository(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """Hand in the first root, targets and bundles metadata: file name to the very text."""
+        return self.post("/v1/signing/repository", dict[str, Any], {"metadata": metadata}, repeat=True)
+
+    # transport
+
+    def get(self, path: str, kind: type[T], **query: object) -> T:
+        """GET and decode; `None` in the query is left out."""
+        params = {name: str(value) for name, value in query.items() if value is not None}
+        return _decode(self._send("GET", path, params=params), kind)
+
+    def post(self, path: str, kind: type[T], body: object = None, *, repeat: bool = False) -> T:
+        """POST JSON and decode; `repeat` where doing it twice changes nothing."""
+        headers = {"Content-Type": "application/json"}
+        content = msgspec.json.encode({} if body is None else body)
+        return _decode(self._send("POST", path, content=content, headers=headers, repeat=repeat), kind)
+
+    def _send(self, method: str, path: str, *, repeat: bool = False, **options: Any) -> httpx.Response:
+        deadline = time.monotonic() + self._retry_s
+        repeatable = repeat or method == "GET"
+        while True:
+            try:
+                response = self._http.request(method, path, **options)
+                break
+            except httpx.TransportError as error:
+                again = repeatable or isinstance(error, httpx.ConnectError)  # a refused connection did nothing
+                if not again or time.monotonic() > deadline:
+                    raise UnreachableError(f"{self.url} does not answer: {error}") from error
+                time.sleep(0.2)
+        if response.is_success:
+            return response
+        raise ClientError(_sentence(response), status=response.status_code)
+
+
+def _decode(response: httpx.Response, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(response.content, type=kind)
+    except msgspec.DecodeError as error:
+        raise ClientError(f"{response.request.url.path}: an answer that this program cannot read: {error}") from error
+
+
+def _sentence(response: httpx.Response) -> str:
+    try:
+        return str(msgspec.json.decode(response.content, type=dict[str, str])["error"])
+    except (msgspec.DecodeError, KeyError):
+        return f"{response.request.method} {response.request.url.path}: HTTP {response.status_code}"
