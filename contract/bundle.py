@@ -10,6 +10,7 @@ Files by role: `inference` (.tflite), `training` (.tflite, optional), `transform
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 import msgspec
@@ -140,7 +141,7 @@ def unpack(data: bytes, *, limit: int = limits.ARTIFACT_BYTES) -> Bundle:
             if total > limit:
                 raise TooLargeError("an unpacked bundle", size=total, limit=limit)
             content = {info.filename: _read(archive, info) for info in infos}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
         raise BundleError(f"not a bundle: {error}") from error
     manifest = _manifest(content.pop(MANIFEST, b""))
     if len(content) + 1 != len(infos) or set(content) != set(manifest.files):
@@ -154,6 +155,8 @@ def unpack(data: bytes, *, limit: int = limits.ARTIFACT_BYTES) -> Bundle:
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BundleError(f"{info.filename[:80]!r} is compressed in a way that bundles do not use")
     with archive.open(info) as file:
         return file.read(info.file_size)
 

@@ -25,7 +25,7 @@ def dump(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = 
         arrays: name to array, any shape.
         metadata: text kept beside the order.
     """
-    entries = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     order = json.dumps(list(entries), separators=(",", ":"))
     return safetensors.save(entries, metadata={**(metadata or {}), "order": order})
 

@@ -1,0 +1,44 @@
+# make demo | test | check | bench | services; each sets up what it needs. PYTHON may name another interpreter.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: demo test check bench services lock clean help
+
+help:
+	@sed -n 's/^# //p;s/^\([a-z]*\):.*## /  make \1: /p' Makefile
+
+$(READY): pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; Fieldfare needs Python 3.11 (PYTHON=... names another)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## run the whole loop once on this machine
+	$(BIN)/fieldfare demo
+
+test: $(READY) ## pass the tests
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+check: $(READY) ## ruff, mypy, import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
+	@status=0; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || status=1; done; exit $$status
+
+services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto postgresql redis-server chromium
+
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet 'pip-tools~=7.5'
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-header --annotation-style=line --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-report.html

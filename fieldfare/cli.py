@@ -1,0 +1,70 @@
+"""`fieldfare`: every installed package registers its sub-commands in the entry-point group `fieldfare.commands`.
+
+Errors that a person can mend become one sentence on stderr; only this module calls exit.
+"""
+
+import sys
+from importlib import metadata
+from typing import NoReturn
+
+GROUP = "fieldfare.commands"
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        import typer
+    except ImportError:
+        _fail("the command line needs the coordinator's packages: pip install 'fieldfare[coordinator]'", status=2)
+    app = typer.Typer(
+        name="fieldfare",
+        help="Train, shrink, sign, roll out, watch and federate models on fleets of small devices.",
+        epilog="Start with: fieldfare demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_version_option())
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            app.add_typer(entry.load(), name=entry.name)
+        except ImportError as error:
+            if entry.name in sys.argv[1:2]:
+                _fail(f"`fieldfare {entry.name}` needs a package that is not installed: {error.name}", status=2)
+    _run(app)
+
+
+def _version_option():  # type: ignore[no-untyped-def]  # typer reads the inner signature
+    import typer
+
+    def show(value: bool) -> None:
+        if value:
+            typer.echo(metadata.version("fieldfare"))
+            raise typer.Exit
+
+    def callback(
+        version: bool = typer.Option(False, "--version", callback=show, is_eager=True, help="Print the version."),
+    ) -> None:
+        """Train, shrink, sign, roll out, watch and federate models on fleets of small devices."""
+
+    return callback
+
+
+def _run(app: object) -> None:
+    from contract.errors import ContractError
+    from coordinator.errors import CoordinatorError
+
+    try:
+        app()  # type: ignore[operator]  # a typer.Typer
+    except (CoordinatorError, ContractError) as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(f"this command needs a package that is not installed: {error.name}; pip install 'fieldfare[all]'")
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+
+
+def _fail(message: str, *, status: int = 1) -> NoReturn:
+    sys.stderr.write(f"fieldfare: {message}\n")
+    raise SystemExit(status)

@@ -1,0 +1,128 @@
+"""Messages survive the wire, bad bytes are refused, and golden files pin what the bytes are."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from contract import codec, limits, messages
+from contract.errors import MalformedError, TooLargeError, WireError
+from contract.messages import BlobRef, BundleRef
+from contract.profile import Counts
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SHA = "0123456789abcdef" * 4
+REF = BundleRef(model="digits", version=1, variant="int8", target="bundles/digits/1/int8-0123456789ab.zip", sha256=SHA)
+COUNTS = Counts(
+    samples=3,
+    features=[[1, 2], [0, 3]],
+    missing=[0, 0],
+    predictions=[3, 0],
+    confidence=[0, 3],
+    confidence_sum=2_500_000,
+)
+BODIES: dict[str, messages.Body] = {
+    "signed-receipt": messages.SignedReceipt(payload=b"payload", signature=b"signature"),
+    "profile-window": messages.ProfileWindow(
+        bundle_sha256=SHA, profile_digest=SHA, started_at=1.5, ended_at=2.5, counts=COUNTS
+    ),
+    "upload-block": messages.UploadBlock(blob=BlobRef(SHA, 5), index=0, count=1, data=b"12345"),
+    "round-reply": messages.RoundReply(
+        instruction="i-1", error="", examples=3, metrics={"loss": 0.5}, weights=BlobRef(SHA, 5), counts=COUNTS
+    ),
+}
+MESSAGES: dict[str, msgspec.Struct] = {
+    "hello": messages.Hello(
+        boot="b-1", agent_version="0.1.0", runtime_version="2.3.0", hardware_class="x86-64", active=REF, samples=7,
+        inferences=9, sent_at=1.25,
+    ),
+    "gone": messages.Gone(boot="b-1"),
+    "metadata-request": messages.MetadataRequest(name="2.root.json"),
+    "metadata-reply": messages.MetadataReply(name="2.root.json", content=b"{}"),
+    "block-request": messages.BlockRequest(sha256=SHA, blocks=[0, 1, 5]),
+    "ack": messages.Ack(outbox="o-1", seqs=[1, 2]),
+    "instruction": messages.Instruction(
+        id="i-1", run="r-1", round=2, kind="train", bundle_sha256=SHA, weights=BlobRef(SHA, 5), expires_at=9.0
+    ),
+    "receipt": messages.Receipt(
+        device="meter-1", rollout="ro-1", bundle=REF, outcome="refused", reason="why", sent_at=1.0
+    ),
+    **{f"report-{name}": messages.Report(outbox="o-1", seq=4, body=body) for name, body in BODIES.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_bytes_of_a_message_are_those_of_its_golden_file(name: str) -> None:
+    message, path = MESSAGES[name], GOLDEN / f"{name}.msgpack"
+    if os.environ.get("FIELDFARE_WRITE_GOLDEN"):
+        path.write_bytes(codec.encode(message))
+
+    assert codec.encode(message) == path.read_bytes()
+    assert codec.decode(path.read_bytes(), type(message)) == message
+
+
+def test_the_desired_state_is_readable_json() -> None:
+    desired, path = messages.Desired(revision=3, rollout="ro-1", bundle=REF), GOLDEN / "desired.json"
+    if os.environ.get("FIELDFARE_WRITE_GOLDEN"):
+        path.write_bytes(codec.encode_json(desired))
+
+    assert codec.encode_json(desired) == path.read_bytes()
+    assert codec.decode_json(path.read_bytes(), messages.Desired) == desired
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_truncated_message_is_refused_at_every_length(name: str) -> None:
+    message = MESSAGES[name]
+    data = codec.encode(message)
+    for length in range(len(data)):
+        with pytest.raises(MalformedError):
+            codec.decode(data[:length], type(message))
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=400))
+@example(b"\x91" * 4000)
+@example(b"\xc1")
+def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
+    for kind in messages.UP.values():
+        try:
+            assert isinstance(codec.decode(data, kind), kind)
+        except WireError:
+            pass
+
+
+@given(st.sampled_from(sorted(MESSAGES)), st.data())
+def test_a_flipped_byte_never_escapes_the_wire_errors(name: str, data: st.DataObject) -> None:
+    message = MESSAGES[name]
+    payload = bytearray(codec.encode(message))
+    payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        codec.decode(bytes(payload), type(message))
+    except WireError:
+        pass
+
+
+def test_a_message_over_the_limit_is_not_even_decoded() -> None:
+    with pytest.raises(TooLargeError) as caught:
+        codec.decode(b"\xc1" * (limits.MESSAGE_BYTES + 1), messages.Gone)
+    assert (caught.value.size, caught.value.limit) == (limits.MESSAGE_BYTES + 1, limits.MESSAGE_BYTES)
+
+
+def test_a_new_field_from_a_newer_sender_is_ignored() -> None:
+    wire = msgspec.msgpack.encode({"type": "gone", "boot": "b-1", "mood": "fine"})
+    assert codec.decode(wire, messages.Gone) == messages.Gone(boot="b-1")
+
+
+def test_an_unknown_type_is_refused() -> None:
+    wire = msgspec.msgpack.encode({"type": "report", "outbox": "o", "seq": 1, "body": {"type": "surprise"}})
+    with pytest.raises(MalformedError):
+        codec.decode(wire, messages.Report)
+
+
+def test_a_full_block_fits_into_one_message() -> None:
+    block = messages.UploadBlock(blob=BlobRef(SHA, 10**9), index=9999, count=9999, data=bytes(limits.BLOCK_BYTES))
+    report = messages.Report(outbox="o" * 64, seq=2**53, body=block)
+    assert codec.decode(codec.encode(report), messages.Report) == report
