@@ -3,3 +3,19 @@
 A client's identity is the common name of its certificate, which must also be its MQTT client id. `acl` says who may
 speak and listen where.
 """
+
+from pathlib import Path
+
+
+def run(state: Path) -> int:
+    """Run the broker that `coordinator.toml` names, in this process, until SIGTERM or SIGINT.
+
+    Returns: the exit code; Mosquitto takes the process over and does not return.
+
+    Raises:
+        SetupError: no coordinator in `state`, the program is missing, or the port is taken.
+    """
+    from coordinator import config
+    from coordinator.broker import embedded, mosquitto
+
+    return mosquitto.run(state) if config.load(state).broker == "mosquitto" else embedded.run(state)

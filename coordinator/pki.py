@@ -1,0 +1,208 @@
+"""The fleet's certificates: one authority (P-256, X.509), the servers' certificates, and one for each device.
+
+A certificate's common name is the identity of its holder everywhere: at the broker, in topics, in receipts.
+"""
+
+import ipaddress
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from contract import topics
+from coordinator.errors import InvalidError, SetupError
+
+FOLDER = "pki"
+CA_DAYS = 3650
+SERVER_DAYS = 825
+CSR_BYTES = 8 * 1024
+_BACKDATE = timedelta(minutes=5)  # a device's clock may be a little behind ours
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The certificate authority: signs requests, and lends its certificate to whoever must know it."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def load(cls, state: Path) -> "Authority":
+        """Read the authority of a coordinator's state folder.
+
+        Raises:
+            SetupError: the files are missing or unreadable.
+        """
+        folder = state / FOLDER
+        try:
+            key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+            certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        except (OSError, ValueError) as error:
+            raise SetupError(f"{folder}: no readable certificate authority ({error}); run: fieldfare serve") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise SetupError(f"{folder / 'ca.key'} holds no elliptic-curve key")
+        return cls(key, certificate)
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The authority's certificate."""
+        return _pem(self.certificate)
+
+    def sign_csr(self, csr_pem: bytes, name: str, *, days: int, now: datetime) -> bytes:
+        """Sign a device's request; only its public key is taken over, everything else is ours to say.
+
+        Args:
+            csr_pem: PKCS#10 request in PEM, with the device's own signature.
+            name: the device that the enrolment token stands for.
+            days: validity.
+            now: time zone aware.
+
+        Returns: the certificate in PEM, for client authentication alone.
+
+        Raises:
+            TopicError: `name` cannot be a device.
+            InvalidError: not a request, not for this device, not P-256, or not signed with its own key.
+        """
+        topics.check_device(name)
+        key = _checked_key(csr_pem, name)
+        return _pem(self.issue(key, name, usage=ExtendedKeyUsageOID.CLIENT_AUTH, lasts=timedelta(days=days), now=now))
+
+    def issue(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        name: str,
+        *,
+        usage: x509.ObjectIdentifier,
+        lasts: timedelta,
+        now: datetime,
+        alternatives: tuple[x509.GeneralName, ...] = (),
+    ) -> x509.Certificate:
+        """Sign a certificate for a key that the caller has checked."""
+        builder = (
+            _builder(name, self.certificate.subject, key, lasts, now)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        )
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+
+def create(state: Path, now: datetime | None = None) -> None:
+    """Make what is missing of `pki/`: the authority, server certificates, the coordinator's client certificate."""
+    now = now or datetime.now(UTC)
+    folder = state / FOLDER
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (folder / "ca.crt").exists():
+        authority = _authority(now)
+        _write_pair(folder, "ca", authority.key, authority.certificate)
+    authority = Authority.load(state)
+    local = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    for name, usage, alternatives in (
+        ("broker", ExtendedKeyUsageOID.SERVER_AUTH, local),
+        ("api", ExtendedKeyUsageOID.SERVER_AUTH, local),
+        (topics.COORDINATOR, ExtendedKeyUsageOID.CLIENT_AUTH, ()),
+    ):
+        if not (folder / f"{name}.crt").exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            lasts = timedelta(days=SERVER_DAYS)
+            certificate = authority.issue(
+                key.public_key(), name, usage=usage, lasts=lasts, now=now, alternatives=alternatives
+            )
+            _write_pair(folder, name, key, certificate)
+
+
+def _authority(now: datetime) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = "fieldfare authority"
+    certificate = (
+        _builder(name, _name(name), key.public_key(), timedelta(days=CA_DAYS), now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signature=False), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(key, certificate)
+
+
+def _checked_key(csr_pem: bytes, name: str) -> ec.EllipticCurvePublicKey:
+    if len(csr_pem) > CSR_BYTES:
+        raise InvalidError(f"a certificate request of {len(csr_pem)} bytes; at most {CSR_BYTES}")
+    try:
+        request = x509.load_pem_x509_csr(csr_pem)
+        key = request.public_key()
+        signed = request.is_signature_valid
+        names = [attribute.value for attribute in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidError("the certificate request cannot be read; send PKCS#10 in PEM") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidError("the certificate request must hold a P-256 key")
+    if not signed:
+        raise InvalidError("the certificate request is not signed with its own key")
+    if names != [name] or len(list(request.subject)) != 1:
+        raise InvalidError(f"the certificate request must name {name!r} and nothing else")
+    return key
+
+
+def _builder(
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lasts: timedelta, now: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + lasts)
+    )
+
+
+def _key_usage(*, signature: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=not signature,
+        crl_sign=not signature,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _write_pair(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+    # The key first: where the certificate is, its key is too.
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_private(folder / f"{name}.key", pem)
+    write_private(folder / f"{name}.crt", _pem(certificate), mode=0o644)
+
+
+def write_private(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file whole or not at all, readable by its owner alone unless `mode` says otherwise."""
+    descriptor, incoming = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(incoming).replace(path)
