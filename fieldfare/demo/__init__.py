@@ -1,0 +1,1 @@
+"""The whole loop once, on real data and real processes, driven from outside: through the client and command lines."""

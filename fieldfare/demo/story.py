@@ -1,0 +1,89 @@
+"""The story from the first process to the exit status."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal, cast
+
+import msgspec
+
+from coordinator.client import ClientError
+from fieldfare.demo.errors import StationFailedError
+from fieldfare.demo.outcome import Outcome
+from fieldfare.demo.processes import Processes
+from fieldfare.demo.screen import Screen
+from fieldfare.demo.settings import RECOVERED_POINTS, SMALLEST_COHORT, Settings
+from fieldfare.demo.stations import Stations
+
+LOG_LINES = 12
+
+
+def tell(*, devices: int, broker: str, keep: bool, json_file: Path | None, report: Path, seed: int) -> int:
+    """Run the demonstration.
+
+    Returns:
+        exit status: 0 where every station did its work and the model recovered.
+    """
+    screen = Screen()
+    folder = Path(tempfile.mkdtemp(prefix="fieldfare-demo-"))
+    kind = cast("Literal['embedded', 'mosquitto']", broker)
+    settings = Settings(folder=folder, devices=devices, broker=kind, report=report, seed=seed)
+    outcome = Outcome(devices=devices, broker=broker, drifting=settings.drifting, smallest_cohort=SMALLEST_COHORT)
+    try:
+        with Processes(folder / "logs") as processes:
+            _stations(Stations(settings, screen, processes, outcome))
+    except (StationFailedError, ClientError, OSError) as error:
+        _explain(screen, error)
+        screen.console.print(f"What it left lies in {folder}", markup=False, soft_wrap=True)
+        return 1
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    outcome.seconds = screen.seconds
+    return _finish(screen, settings, outcome, keep=keep, json_file=json_file)
+
+
+def _stations(stations: Stations) -> None:
+    """The loop of the design, one line a station."""
+    stations.start_coordinator()
+    stations.train()
+    stations.compress()
+    stations.enrol()
+    stations.roll_out()
+    stations.watch()
+    stations.drift()
+    stations.federate()
+    stations.prove()
+
+
+def _finish(screen: Screen, settings: Settings, outcome: Outcome, *, keep: bool, json_file: Path | None) -> int:
+    from fieldfare.demo import report, table
+
+    table.show(screen.console, outcome)
+    report.write(settings.report, outcome)
+    screen.console.print(f"Report: {settings.report.resolve()}", markup=False, soft_wrap=True)
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n")
+        screen.console.print(f"JSON:   {json_file.resolve()}", markup=False, soft_wrap=True)
+    if keep:
+        screen.console.print(f"Kept:   {settings.folder}", markup=False, soft_wrap=True)
+    else:
+        shutil.rmtree(settings.folder, ignore_errors=True)
+    gained = 100 * (outcome.drifted["2"].accuracy - outcome.drifted["1"].accuracy)
+    if gained < RECOVERED_POINTS:
+        screen.console.print(
+            f"[bold red]No recovery:[/] version 2 gained {gained:.1f} points on the drifted images, "
+            f"not the {RECOVERED_POINTS} that are asked"
+        )
+        return 1
+    screen.console.print(f"[bold green]Recovered:[/] version 2 gained {gained:.1f} points on the drifted images.")
+    return 0
+
+
+def _explain(screen: Screen, error: Exception) -> None:
+    screen.console.print(f"[bold red]The demonstration failed at: {screen.current}[/]")
+    screen.console.print(str(error), markup=False, soft_wrap=True)
+    log = error.log if isinstance(error, StationFailedError) else None
+    if log is not None and log.exists():
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        screen.console.print("\n".join([f"The end of {log}:", *(f"  {line}" for line in lines)]), markup=False)
