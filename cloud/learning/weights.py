@@ -1,7 +1,7 @@
 """A Keras model's weights as an ordered list of named arrays, and back.
 
 The order is the training signature's: what is trained in Keras' order, then state that is not (BatchNorm moments).
-Names are the variables' paths, for example `edges/kernel`. Random seeds are neither: they stay in the model.
+Names are the variables' paths, for example `digits/edges/kernel`. Random seeds are neither: they stay in the model.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""The demonstration's task: scikit-learn's bundled digits (real scans, Alpaydin & Kaynak 1998), seen as meter cameras."""
+"""The demonstration's task: scikit-learn's digits (Alpaydin & Kaynak 1998, real scans) as meter cameras see them."""

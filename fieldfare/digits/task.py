@@ -48,7 +48,8 @@ def build_model(keras: Any) -> Any:
             layers.Flatten(name="flat"),
             layers.Dense(64, activation="relu", name="shape"),
             layers.Dense(10, name="logits"),
-        ]
+        ],
+        name="digits",
     )
 
 
@@ -90,7 +91,9 @@ def shares(devices: int = 5, seed: int = 0) -> Shares:
     lab, test, rest = np.split(order, [int(LAB_SHARE * len(order)), int((LAB_SHARE + TEST_SHARE) * len(order))])
     if not 1 <= devices <= len(rest) // (SMALLEST_DEVICE + 10):
         most = len(rest) // (SMALLEST_DEVICE + 10)
-        raise ValueError(f"{devices} devices: the digits are enough for 1 to {most} of at least {SMALLEST_DEVICE} images")
+        raise ValueError(
+            f"{devices} devices: the digits are enough for 1 to {most} of at least {SMALLEST_DEVICE} images"
+        )
     names = np.array([f"meter-{number}" for number in range(1, devices + 1)])
     while True:
         digits = _class_shares(devices, rng)

@@ -1,0 +1,28 @@
+"""Errors of compression, grouped by who is at fault.
+
+CompressionError
+├── UnsupportedLayerError    a layer that cannot be trained on a device, or not pruned
+├── ConversionError          the converter refused the model
+├── RecipeError              a recipe that does not exist or asks for data that are not there
+└── GateError                no variant is good enough to ship
+"""
+
+
+class CompressionError(Exception):
+    """Root of every error that `compression` raises on purpose."""
+
+
+class UnsupportedLayerError(CompressionError):
+    """A layer that cannot be trained on a device, or not pruned; the message names it and what to use instead."""
+
+
+class ConversionError(CompressionError):
+    """The converter refused the model."""
+
+
+class RecipeError(CompressionError):
+    """A recipe that does not exist, or one that asks for data that are not there."""
+
+
+class GateError(CompressionError):
+    """No variant is good enough to ship."""

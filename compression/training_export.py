@@ -1,0 +1,208 @@
+"""A Keras 3 model as a stateless training `.tflite` of builtin operations: `contract.training` says how it is called.
+
+The file holds the architecture alone; weights, momentum and state go in and come out, so that one small file serves
+every version of a model and any optimiser state stays with the caller.
+"""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cloud.learning import weights
+from cloud.learning.backend import quiet_stderr
+from compression import gradients
+from compression.errors import ConversionError, UnsupportedLayerError
+from contract import training
+from contract.training import TensorSpec, TrainingSpec
+
+Tensor = Any
+BATCH = 32
+_RANDOM = "its random numbers would differ from device to device; leave it out, or train this model in the cloud alone"
+
+
+def export(model: Any, *, batch: int = BATCH) -> tuple[bytes, TrainingSpec]:
+    """Make the training `.tflite` of a classifier.
+
+    Args:
+        model: a built Keras 3 model, (batch, *input) to logits (batch, classes).
+        batch: samples in one call.
+
+    Raises:
+        UnsupportedLayerError: a layer whose gradient LiteRT cannot compute; the message names it.
+        ConversionError: the converter found an operation that is not builtin.
+    """
+    check_layers(model)
+    spec = training_spec(model, batch)
+    module = tf.Module()
+    module.train = tf.function(_train(model, spec), input_signature=train_signature(model, spec))
+    module.infer = tf.function(_infer(model, spec), input_signature=_infer_signature(model, spec))
+    signatures = {
+        training.TRAIN: module.train.get_concrete_function(),
+        training.INFER: module.infer.get_concrete_function(),
+    }
+    # With custom gradients saved, the loader would trace the overridden operations again and fail.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    with tempfile.TemporaryDirectory() as folder, quiet_stderr():
+        tf.saved_model.save(module, folder, signatures=signatures, options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        try:
+            return bytes(converter.convert()), spec
+        except Exception as error:
+            raise ConversionError(_conversion_message(model, error)) from error
+
+
+def training_spec(model: Any, batch: int = BATCH) -> TrainingSpec:
+    """Names and shapes of a model's weights in the signature's order."""
+    return TrainingSpec(batch=batch, weights=_specs(weights.trainable(model)), state=_specs(weights.state(model)))
+
+
+def _specs(variables: Sequence[Any]) -> list[TensorSpec]:
+    return [TensorSpec(variable.path, [int(size) for size in variable.shape]) for variable in variables]
+
+
+def check_layers(model: Any) -> None:
+    """Refuse what is known not to work on a device before anything is traced.
+
+    Raises:
+        UnsupportedLayerError: naming the layer, why, and what to do.
+    """
+    for layer in model._flatten_layers(include_self=False):  # noqa: SLF001 Keras has no public walk over nested layers
+        kind = type(layer).__name__
+        reason = ""
+        if _draws(layer):
+            reason = _RANDOM
+        elif kind in {"LSTM", "GRU", "SimpleRNN"} and not layer.unroll:
+            reason = "its loop has no builtin gradient; give it unroll=True"
+        elif getattr(layer, "depth_multiplier", 1) not in {1, None}:
+            reason = f"depth multiplier {layer.depth_multiplier} has no builtin gradient; use 1"
+        elif "Pooling" in kind and getattr(layer, "strides", None) not in {None, getattr(layer, "pool_size", None)}:
+            reason = "its windows overlap; use strides equal to the pool size"
+        elif getattr(layer, "activation", None) is keras.activations.gelu:
+            reason = "exact GELU has no builtin gradient; use gelu with approximate=True, relu or silu"
+        if reason:
+            raise UnsupportedLayerError(f"layer {layer.name!r} ({kind}) cannot be trained on a device: {reason}")
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers while it trains; recurrent layers have a seed even without dropout."""
+    if isinstance(layer, keras.Model) or not any(weights.is_seed(variable) for variable in layer.variables):
+        return False
+    rates = [getattr(layer, name, None) for name in ("rate", "dropout", "recurrent_dropout")]
+    known = [rate for rate in rates if rate is not None]
+    return any(known) or not known
+
+
+def train_signature(model: Any, spec: TrainingSpec) -> list[Any]:
+    """Tensor specs of the `train` inputs, in the order in which the traced function takes them."""
+    groups = [("w", spec.weights), ("s", spec.state), *((letter, spec.weights) for letter in "mag")]
+    inputs = [entry for letter, group in groups for entry in _group_signature(letter, group)]
+    sample = [
+        tf.TensorSpec([spec.batch, *model.input_shape[1:]], tf.float32, name="x"),
+        tf.TensorSpec([spec.batch], tf.int32, name="y"),
+        tf.TensorSpec([spec.batch], tf.float32, name="mask"),
+    ]
+    return [*inputs, *sample, *(tf.TensorSpec([], tf.float32, name=name) for name in ("lr", "momentum", "mu"))]
+
+
+def _infer_signature(model: Any, spec: TrainingSpec) -> list[Any]:
+    inputs = [*_group_signature("w", spec.weights), *_group_signature("s", spec.state)]
+    return [*inputs, tf.TensorSpec([spec.batch, *model.input_shape[1:]], tf.float32, name="x")]
+
+
+def _group_signature(letter: str, group: Sequence[TensorSpec]) -> list[Any]:
+    names = training.names(letter, len(group))
+    return [tf.TensorSpec(entry.shape, tf.float32, name=name) for name, entry in zip(names, group, strict=True)]
+
+
+def _train(model: Any, spec: TrainingSpec, *, builtin: bool = True) -> Any:
+    """The function behind `train`; with `builtin=False` it uses TensorFlow's own gradients (the reference in tests)."""
+    count, states = len(spec.weights), len(spec.state)
+
+    def train(*tensors: Tensor) -> dict[str, Tensor]:
+        w, s, m, a, g = _split(tensors, [count, states, count, count, count])
+        x, y, mask, lr, momentum, mu = tensors[-6:]
+        samples = tf.maximum(tf.reduce_sum(mask), 1.0)
+        with gradients.overrides() if builtin else contextlib.nullcontext(), _masked_moments(mask):
+            logits, new_state = _call(model, w, s, x, training=True)
+        target = tf.one_hot(y, logits.shape[-1])
+        loss = -tf.reduce_sum(tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=1) * mask) / samples
+        slopes = tf.gradients(loss, w, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        slopes = [d + mu * (wi - ai) + gi for d, wi, ai, gi in zip(slopes, w, a, g, strict=True)]
+        velocity = [momentum * mi + d for mi, d in zip(m, slopes, strict=True)]
+        right = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
+        return {
+            **_named("w", [wi - lr * v for wi, v in zip(w, velocity, strict=True)]),
+            **_named("s", [tf.identity(value) for value in new_state]),
+            **_named("m", velocity),
+            "loss": loss,
+            "correct": tf.reduce_sum(right * mask),
+        }
+
+    return train
+
+
+def _infer(model: Any, spec: TrainingSpec) -> Any:
+    def infer(*tensors: Tensor) -> dict[str, Tensor]:
+        w, s = _split(tensors, [len(spec.weights), len(spec.state)])
+        return {"logits": _call(model, w, s, tensors[-1], training=False)[0]}
+
+    return infer
+
+
+def _call(model: Any, w: list[Tensor], s: list[Tensor], x: Tensor, *, training: bool) -> tuple[Tensor, list[Tensor]]:
+    """Logits and new state; seeds, from which nothing is drawn, go in as zeros and stay out of the signature."""
+    given = iter(s)
+    fixed = [tf.zeros(v.shape, v.dtype) if weights.is_seed(v) else next(given) for v in model.non_trainable_variables]
+    logits, kept = model.stateless_call(w, fixed, x, training=training)
+    new = [value for v, value in zip(model.non_trainable_variables, kept, strict=True) if not weights.is_seed(v)]
+    return logits, new
+
+
+def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    groups, start = [], 0
+    for size in sizes:
+        groups.append(list(tensors[start : start + size]))
+        start += size
+    return groups
+
+
+def _named(letter: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(training.names(letter, len(tensors)), tensors, strict=True))
+
+
+@contextlib.contextmanager
+def _masked_moments(mask: Tensor) -> Iterator[None]:
+    """BatchNorm must not see padding: while tracing, its batch moments are those of the counted samples."""
+    layer = keras.layers.BatchNormalization
+    original = layer._moments  # noqa: SLF001 the one place where Keras computes them
+
+    def moments(self: Any, inputs: Tensor, _mask: Tensor) -> tuple[Tensor, Tensor]:
+        axes = list(self._reduction_axes)
+        counted = tf.reshape(mask, [-1] + [1] * (inputs.shape.rank - 1))
+        entries = 1
+        for axis in axes[1:]:
+            entries *= inputs.shape[axis]
+        total = tf.maximum(tf.reduce_sum(mask), 1.0) * float(entries)
+        mean = tf.reduce_sum(inputs * counted, axes, keepdims=True) / total
+        variance = tf.reduce_sum(tf.square(inputs - mean) * counted, axes) / total
+        return tf.reshape(mean, variance.shape), variance
+
+    layer._moments = moments  # noqa: SLF001 put back below
+    try:
+        yield
+    finally:
+        layer._moments = original  # noqa: SLF001
+
+
+def _conversion_message(model: Any, error: Exception) -> str:
+    operations = sorted(set(re.findall(r"tf\.[A-Z]\w+", str(error))))
+    kinds = sorted({type(layer).__name__ for layer in model._flatten_layers(include_self=False)})  # noqa: SLF001
+    if operations:
+        return f"operations {operations} have no builtin form on a device; the model's layers are {kinds}"
+    return f"the converter refused the training step of a model with layers {kinds}: {str(error)[:300]}"
