@@ -277,6 +277,22 @@ class Registry:
             rows = connection.execute(_bundles().order_by(bundles.c.created_at.desc())).mappings()
             return [_bundle(row) for row in rows]
 
+    def newest_signed(self, connection: Connection, model: str, version: int | None) -> tuple[int, str]:
+        """Version and digest of the newest signed bundle of a model, or of one version of it.
+
+        Raises:
+            NotFoundError: none is signed.
+        """
+        mine = [bundles.c.model == model, signing_requests.c.state == "signed"]
+        if version is not None:
+            mine.append(bundles.c.version == version)
+        newest = _bundles().where(*mine).order_by(bundles.c.version.desc(), bundles.c.created_at.desc())
+        row = connection.execute(newest.limit(1)).first()
+        if row is None:
+            name = model if version is None else f"{model}:{version}"
+            raise NotFoundError(f"no signed bundle of {name}; see: fieldfare models show {name}")
+        return row.version, row.sha256
+
     def _check_blob(self, digest: str, what: str) -> None:
         if not self._blobs.exists(digest):
             raise InvalidError(f"{what}: no blob {digest}; store it first (POST /v1/blobs)")

@@ -1,0 +1,45 @@
+"""Bringing a database to the tables that this version of the coordinator uses."""
+
+from importlib import import_module
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData
+
+from coordinator.errors import SetupError
+from coordinator.storage import metadata
+
+PACKAGES = ("registry", "jobs", "fleet", "signing", "rollouts", "rounds", "monitoring")
+
+
+def tables() -> MetaData:
+    """Every table of the coordinator, declared by its sub-packages."""
+    for package in PACKAGES:
+        import_module(f"coordinator.{package}.tables")
+    return metadata
+
+
+def configuration() -> Config:
+    """Alembic's configuration, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def upgrade(engine: Engine) -> None:
+    """Apply every migration that is missing, in one transaction.
+
+    Raises:
+        SetupError: the database was made by a newer version.
+    """
+    config = configuration()
+    with engine.begin() as connection:
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in known:
+            raise SetupError(f"the database is at revision {current}, which this version of Fieldfare does not know")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
