@@ -40,6 +40,6 @@ def router(jobs: Jobs) -> APIRouter:
 
     @routes.post("/{job}/cancel")
     def cancel_job(job: str) -> Response:
-        return answer(jobs.stop(job))
+        return answer(jobs.cancel(job))
 
     return routes

@@ -29,47 +29,36 @@ class Jobs:
         self._clock = clock
 
     def create(self, kind: str, spec: Mapping[str, Any], *, id: str | None = None) -> records.Job:  # noqa: A002 its name
-        """Queue a job; see `submit`."""
+        """Queue a job; see `queue`."""
+        name = uuid4().hex[:12] if id is None else id
         with self._engine.begin() as connection:
-            name = self.submit(connection, kind, spec, self._clock(), id=id)
+            self.queue(connection, id=name, kind=kind, spec=spec, now=self._clock())
         return self.get(name)
 
-    def submit(
+    def queue(
         self,
         connection: Connection,
+        *,
+        id: str,  # noqa: A002 its name
         kind: str,
         spec: Mapping[str, Any],
         now: float,
-        *,
-        id: str | None = None,  # noqa: A002 its name
-    ) -> str:
-        """Queue a job in the caller's transaction and return its id; the same job under the same id is queued once.
+    ) -> None:
+        """Queue a job in the caller's transaction; the same job under the same id is queued once.
 
         Raises:
             InvalidError: an id that cannot name a folder.
             ConflictError: another job has this id.
         """
-        name = uuid4().hex[:12] if id is None else id
-        if not 1 <= len(name) <= 64 or not set(name) <= _ID_CHARACTERS:
-            raise InvalidError(f"job id {name[:80]!r}: use 1 to 64 lower-case letters, digits and hyphens")
-        row = {"id": name, "kind": kind, "spec": dict(spec), "state": "queued", "created_at": now}
+        if not 1 <= len(id) <= 64 or not set(id) <= _ID_CHARACTERS:
+            raise InvalidError(f"job id {id[:80]!r}: use 1 to 64 lower-case letters, digits and hyphens")
+        row = {"id": id, "kind": kind, "spec": dict(spec), "state": "queued", "created_at": now}
         row |= {"attempt": 0, "progress": 0.0, "message": ""}
-        if not insert_once(connection, jobs, row):
-            old = connection.execute(select(jobs.c.kind, jobs.c.spec).where(jobs.c.id == name)).one()
-            if old.kind != kind or codec.encode_json(old.spec) != codec.encode_json(dict(spec)):
-                raise ConflictError(f"job {name} exists already and is another one ({old.kind})")
-        return name
-
-    def state(self, connection: Connection, id: str) -> str:  # noqa: A002 its name
-        """State of one job, in the caller's transaction.
-
-        Raises:
-            NotFoundError: no such job.
-        """
-        state = connection.execute(select(jobs.c.state).where(jobs.c.id == id)).scalar()
-        if state is None:
-            raise NotFoundError(f"no job {id}; see: fieldfare jobs list")
-        return str(state)
+        if insert_once(connection, jobs, row):
+            return
+        old = connection.execute(select(jobs.c.kind, jobs.c.spec).where(jobs.c.id == id)).one()
+        if old.kind != kind or codec.encode_json(old.spec) != codec.encode_json(dict(spec)):
+            raise ConflictError(f"job {id} exists already and is another one ({old.kind})")
 
     def get(self, id: str) -> records.Job:  # noqa: A002 its name
         """One job.
@@ -109,17 +98,17 @@ class Jobs:
         except FileNotFoundError:
             return ""
 
-    def stop(self, id: str) -> records.Job:  # noqa: A002 its name
-        """Ask for a job's end; see `cancel`.
+    def cancel(self, id: str) -> records.Job:  # noqa: A002 its name
+        """Ask for a job's end; see `request_cancel`.
 
         Raises:
             NotFoundError: no such job.
         """
         with self._engine.begin() as connection:
-            self.cancel(connection, id, self._clock())
+            self.request_cancel(connection, id, now=self._clock())
         return self.get(id)
 
-    def cancel(self, connection: Connection, id: str, now: float) -> None:  # noqa: A002 its name
+    def request_cancel(self, connection: Connection, id: str, *, now: float) -> None:  # noqa: A002 its name
         """Ask for a job's end, in the caller's transaction: at once where it waits, else by the runner.
 
         A job that has ended stays as it is.
