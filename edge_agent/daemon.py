@@ -1,0 +1,259 @@
+"""The agent as a process: its parts put together, three workers and one loop that listens and speaks.
+
+The loop reads the session's inbox, sends what is due from the outbox and the heartbeat; it never waits for the
+network or for a model. Updating, inferring and training wait, each in a thread of its own.
+"""
+
+import fcntl
+import logging
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from contract import codec, limits, topics
+from contract.errors import WireError
+from contract.messages import Ack, Desired, Hello, Instruction, MetadataReply
+from edge_agent import __version__, config, trust
+from edge_agent.errors import ConfigError, UnavailableError
+from edge_agent.identity import Identity
+from edge_agent.monitor import Monitor
+from edge_agent.outbox import Flow
+from edge_agent.rounds import Rounds
+from edge_agent.serving import Serving
+from edge_agent.session import Connected, Disconnected, Event, Message, Session
+from edge_agent.slots import Slots
+from edge_agent.state import State
+from edge_agent.transfer import Transfer
+from edge_agent.updater import Updater
+
+_LOG = logging.getLogger(__name__)
+_BACKOFF_S = (0.5, 10.0)
+
+
+class Agent:
+    """Everything between the folder on disk and the broker."""
+
+    def __init__(self, folder: config.Folder) -> None:
+        """Open the folder and restore what served.
+
+        Raises:
+            ConfigError: the folder is not usable.
+        """
+        self._config = config.load(folder)
+        self._identity = Identity(self._config.device, folder)
+        self._boot = uuid.uuid4().hex
+        self._stopping = threading.Event()
+        self._desired: Desired | None = None
+        self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
+        self._state = State(folder.state, outbox_id=uuid.uuid4().hex)
+        self._serving = Serving()
+        self._session = Session(
+            self._config.device,
+            host=self._config.broker_host,
+            port=self._config.broker_port,
+            tls=self._identity.tls(),
+            boot=self._boot,
+        )
+        self._transfer = Transfer(self._session, folder.staging, stopping=self._stopping)
+        self._flow = Flow(retry_s=self._config.retry_s)
+        self._compose(folder)
+        self._updater.restore()
+        self._hello_at = 0.0
+
+    def _compose(self, folder: config.Folder) -> None:
+        slots = Slots(folder.slots)
+        self._updater = Updater(
+            self._config,
+            state=self._state,
+            slots=slots,
+            serving=self._serving,
+            identity=self._identity,
+            trusted=lambda target: trust.lookup(
+                _read_root(folder.tuf_root), folder.tuf_metadata, target, self._transfer.metadata
+            ),
+            pull=self._transfer.pull,
+            clock=time.time,
+        )
+        source = folder.source(self._config)
+        source.mkdir(parents=True, exist_ok=True)
+        self._monitor = Monitor(self._config, source=source, state=self._state, serving=self._serving, clock=time.time)
+        self._rounds = Rounds(
+            self._config,
+            staging=folder.staging,
+            state=self._state,
+            slots=slots,
+            serving=self._serving,
+            files=self._monitor.labelled_files,
+            pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
+            clock=time.time,
+            stopping=self._stopping,
+        )
+
+    def stop(self) -> None:
+        """Ask the agent to end; `run` returns soon after."""
+        self._stopping.set()
+        self._wake_updater.set()
+        self._wake_rounds.set()
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        workers = [
+            threading.Thread(target=self._work, args=work, name=name)
+            for name, *work in (
+                ("update", self._update, self._wake_updater),
+                ("infer", self._infer, threading.Event()),
+                ("train", self._train, self._wake_rounds),
+            )
+        ]
+        self._wake_rounds.set()  # an instruction may have survived the last run
+        self._session.start()
+        for worker in workers:
+            worker.start()
+        try:
+            while not self._stopping.is_set():
+                with suppress(queue.Empty):
+                    self._on_event(self._session.inbox.get(timeout=0.1))
+                self._speak()
+        finally:
+            self.stop()
+            for worker in workers:
+                worker.join()
+            self._session.close()
+            self._state.put("connected", False)
+            self._state.close()
+
+    def _work(self, work: Callable[[threading.Event], None], wake: threading.Event) -> None:
+        """Call `work` until the agent ends; whatever it raises, it is tried again, later and later."""
+        delay = _BACKOFF_S[0]
+        while not self._stopping.is_set():
+            try:
+                work(wake)
+                delay = _BACKOFF_S[0]
+                continue
+            except UnavailableError as error:
+                _LOG.info("%s; again in %.0f s", error, delay)
+            except Exception:  # noqa: BLE001  # one failing part must not silence the others
+                _LOG.exception("failed unexpectedly; again in %.0f s", delay)
+            self._stopping.wait(delay)
+            delay = min(2 * delay, _BACKOFF_S[1])
+
+    def _update(self, wake: threading.Event) -> None:
+        wake.wait()
+        wake.clear()
+        desired = self._desired
+        if desired is None or self._stopping.is_set():
+            return
+        try:
+            self._updater.apply(desired)
+        except BaseException:
+            wake.set()  # again after the pause
+            raise
+        self._hello_at = 0.0
+
+    def _infer(self, _wake: threading.Event) -> None:
+        if not self._monitor.tick():
+            self._stopping.wait(self._config.poll_s)
+
+    def _train(self, wake: threading.Event) -> None:
+        if not self._rounds.tick():
+            wake.wait()
+            wake.clear()
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Connected():
+                _LOG.info("connected to %s:%d", self._config.broker_host, self._config.broker_port)
+                self._state.put("connected", True)
+                self._flow.reset()
+                self._hello_at = 0.0
+            case Disconnected(reason):
+                _LOG.info("disconnected: %s", reason)
+                self._state.put("connected", False)
+            case Message(topic, payload):
+                try:
+                    self._on_message(topic, payload)
+                except WireError as error:
+                    _LOG.warning("dropped a message on %s: %s", topic[:120], error)
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        match topics.parse(topic):
+            case topics.BlobTopic(sha256, block):
+                self._transfer.accept_block(sha256, block, payload)
+            case topics.DeviceTopic(self._config.device, "down", "desired") if payload:
+                self._desired = codec.decode_json(payload, Desired)
+                self._wake_updater.set()
+            case topics.DeviceTopic(self._config.device, "down", "metadata"):
+                self._transfer.accept_metadata(
+                    codec.decode(payload, MetadataReply, limit=limits.METADATA_BYTES + limits.CONTROL_BYTES)
+                )
+            case topics.DeviceTopic(self._config.device, "down", "ack"):
+                ack = codec.decode(payload, Ack)
+                self._state.forget(ack.outbox, ack.seqs)
+            case topics.DeviceTopic(self._config.device, "down", "round"):
+                if self._state.add_instruction(codec.decode(payload, Instruction), at=time.time()):
+                    self._wake_rounds.set()
+            case _:
+                _LOG.warning("nobody reads %s", topic[:120])
+
+    def _speak(self) -> None:
+        if not self._session.connected:
+            return
+        now = time.monotonic()
+        if now >= self._hello_at and self._session.send(self._hello()):
+            self._hello_at = now + self._config.hello_s
+        for seq in self._flow.due(self._state.pending(8), now):
+            report = self._state.read_report(seq)
+            if report is not None and self._session.send(report):
+                self._flow.sent(seq, now)
+
+    def _hello(self) -> Hello:
+        model = self._serving.model
+        return Hello(
+            boot=self._boot,
+            agent_version=__version__,
+            runtime_version=_runtime_version(),
+            hardware_class=self._config.hardware_class,
+            active=model.ref if model else None,
+            samples=self._monitor.labelled(),
+            inferences=self._serving.inferences,
+            sent_at=time.time(),
+        )
+
+
+def run(root: Path) -> None:
+    """Run the agent of a folder until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the folder is not usable, or another agent runs in it.
+    """
+    folder = config.Folder(root)
+    config.load(folder)
+    with folder.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{root}: another agent runs in this folder; stop it first") from error
+        agent = Agent(folder)
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: agent.stop())
+        agent.run()
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: no root of trust; enrol this device again") from error
+
+
+def _runtime_version() -> str:
+    try:
+        return f"ai-edge-litert {metadata.version('ai-edge-litert')}"
+    except metadata.PackageNotFoundError:
+        return "unknown"

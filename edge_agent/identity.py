@@ -1,0 +1,64 @@
+"""Who this device is: its name, its P-256 key, its certificate, and what it signs."""
+
+import ssl
+from pathlib import Path
+
+from contract import codec, signatures
+from contract.messages import Receipt, SignedReceipt
+from edge_agent.config import Folder
+from edge_agent.errors import ConfigError
+
+
+class Identity:
+    """A device's key and certificate. The key never leaves the folder."""
+
+    def __init__(self, device: str, folder: Folder) -> None:
+        """Check that the files are there.
+
+        Raises:
+            ConfigError: a file of the identity is missing.
+        """
+        for path in (folder.key, folder.certificate, folder.ca):
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing; enrol this device again with: edge-agent enrol ...")
+        self.device = device
+        self._folder = folder
+
+    def sign(self, receipt: Receipt) -> SignedReceipt:
+        """The receipt as bytes, and this device's signature over those bytes."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        key = load_pem_private_key(self._folder.key.read_bytes(), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(f"{self._folder.key}: not an elliptic-curve key; enrol this device again")
+        payload = codec.encode(receipt)
+        return SignedReceipt(payload=payload, signature=signatures.sign(key, payload))
+
+    def tls(self) -> ssl.SSLContext:
+        """TLS for the broker: its certificate is checked against the fleet's CA, ours is shown.
+
+        Raises:
+            ConfigError: key or certificate cannot be read, or do not belong together.
+        """
+        context = server_tls(self._folder.ca)
+        try:
+            context.load_cert_chain(self._folder.certificate, self._folder.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"{self._folder.certificate}: not usable with {self._folder.key}: {error}") from error
+        return context
+
+
+def server_tls(ca: Path) -> ssl.SSLContext:
+    """TLS that trusts one certificate authority and no other.
+
+    Raises:
+        ConfigError: the CA file is missing or no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{ca}: no readable CA certificate: {error}") from error
+    return context

@@ -1,0 +1,115 @@
+"""Local inference, counted: sample files in, integer counts on the bundle's bins out. No sample leaves.
+
+Counts, the window they fall into and "this file is done" are one transaction, so each file counts exactly once.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from contract import profile
+from contract.errors import ContractError
+from contract.messages import ProfileWindow
+from edge_agent import samples
+from edge_agent.config import Config
+from edge_agent.errors import RuntimeModelError, SampleError
+from edge_agent.serving import Model, Serving
+from edge_agent.state import State
+
+_LOG = logging.getLogger(__name__)
+_OUTBOX_FULL = 1000  # reports; beyond it windows grow instead of closing, so that a long silence loses nothing
+
+
+class Monitor:
+    """Feeds the source to the model and fills profile windows."""
+
+    def __init__(
+        self, config: Config, *, source: Path, state: State, serving: Serving, clock: Callable[[], float]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: of the agent.
+            source: folder of sample files.
+            state, serving: of the agent.
+            clock: seconds since the epoch.
+        """
+        self._config, self._source = config, source
+        self._state, self._serving, self._clock = state, serving, clock
+        self._done = state.files_done()
+        self._quiet_since = clock()
+
+    def tick(self) -> bool:
+        """Process the next file, or close a window that nothing was added to for long.
+
+        Returns:
+            Whether a file was processed, so that there may be more.
+        """
+        with self._serving.lock:
+            model = self._serving.model
+            waiting = next((name for name in samples.names(self._source) if name not in self._done), None)
+            if model is None or waiting is None:
+                if self._clock() - self._quiet_since >= self._config.window_idle_s and self._has_room():
+                    self._state.close_window()
+                return False
+            self._process(model, waiting)
+            self._quiet_since = self._clock()
+            return True
+
+    def labelled(self) -> int:
+        """Labelled samples that a round could train on."""
+        return min(sum(self._done.get(name, 0) for name in samples.names(self._source)), self._config.max_samples)
+
+    def labelled_files(self) -> list[Path]:
+        """Files that were counted and hold labels, oldest first."""
+        return [self._source / name for name in samples.names(self._source) if self._done.get(name, 0)]
+
+    def _has_room(self) -> bool:
+        return self._state.pending_count() < _OUTBOX_FULL
+
+    def _process(self, model: Model, name: str) -> None:
+        now = self._clock()
+        try:
+            read = samples.read(self._source / name)
+            inference = model.infer(read.x)
+        except (SampleError, ContractError, RuntimeModelError) as error:
+            _LOG.warning("sample file %s is passed over: %s", name, error)
+            with self._state.transaction():
+                self._state.file_done(name, samples=0, labelled=0, error=str(error)[:500], at=now)
+                self._state.event("sample", f"{name}: {error}"[:500], at=now)
+            self._done[name] = 0
+            return
+        count, labelled = len(read.x), 0 if read.y is None else len(read.x)
+        with self._state.transaction():
+            start = 0
+            while start < count:
+                window = self._open(model)
+                room = self._config.window_samples - window.counts.samples
+                stop = min(start + room, count) if room > 0 else count
+                self._add(window, model.count(inference, slice(start, stop)), now)
+                start = stop
+            self._state.file_done(name, samples=count, labelled=labelled, at=now)
+            self._state.put("inferences", self._state.get("inferences", int, 0) + count)
+        self._serving.inferences += count
+        self._done[name] = labelled
+
+    def _open(self, model: Model) -> ProfileWindow:
+        window, now = self._state.window, self._clock()
+        if window is not None and window.bundle_sha256 == model.ref.sha256:
+            return window
+        self._state.close_window()
+        return ProfileWindow(
+            bundle_sha256=model.ref.sha256,
+            profile_digest=model.profile_digest,
+            started_at=now,
+            ended_at=now,
+            counts=profile.zero(model.profile),
+        )
+
+    def _add(self, window: ProfileWindow, counts: profile.Counts, now: float) -> None:
+        grown = msgspec.structs.replace(window, ended_at=now, counts=profile.add(window.counts, counts))
+        self._state.set_window(grown)
+        if grown.counts.samples >= self._config.window_samples and self._has_room():
+            self._state.close_window()

@@ -1,0 +1,146 @@
+"""This device's part in federated rounds: an instruction comes in, an update and a reply go into the outbox.
+
+The instruction is on disk before it is begun, and marked done in the transaction that writes its answer: after a kill
+it is begun again and answered once.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from contract import codec, limits
+from contract.errors import ContractError
+from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
+from edge_agent import trainer
+from edge_agent.config import Config
+from edge_agent.errors import AgentError, TrainingError, UnavailableError
+from edge_agent.files import write_atomically
+from edge_agent.serving import Serving
+from edge_agent.slots import Slots
+from edge_agent.state import State
+
+_LOG = logging.getLogger(__name__)
+
+
+class Rounds:
+    """Carries out instructions one after another."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        staging: Path,
+        state: State,
+        slots: Slots,
+        serving: Serving,
+        files: Callable[[], list[Path]],
+        pull: Callable[[BlobRef, Callable[[], bool]], Path],
+        clock: Callable[[], float],
+        stopping: threading.Event,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: of the agent.
+            staging: folder for work in progress.
+            state, slots, serving: of the agent.
+            files: sample files with labels, oldest first.
+            pull: fetches an artifact to disk, until its second argument says to give up.
+            clock: seconds since the epoch.
+            stopping: set when the agent ends.
+        """
+        self._config, self._staging = config, staging
+        self._state, self._slots, self._serving = state, slots, serving
+        self._files, self._pull, self._clock, self._stopping = files, pull, clock, stopping
+
+    def tick(self) -> bool:
+        """Carry out the oldest instruction; whether there was one.
+
+        Raises:
+            UnavailableError: its weights did not come yet; call again later.
+        """
+        instruction = self._state.next_instruction()
+        if instruction is None:
+            return False
+        update = b""
+        try:
+            reply, update = self._carry_out(instruction)
+        except UnavailableError:
+            if not self._expired(instruction):
+                raise
+            reply = trainer.failed(instruction, "the instruction expired before its weights came")
+        except (AgentError, ContractError, OSError) as error:
+            reply = trainer.failed(instruction, str(error))
+        if reply.error:
+            _LOG.warning("round %d of %s: %s", instruction.round, instruction.run, reply.error)
+        self._answer(reply, update)
+        return True
+
+    def _expired(self, instruction: Instruction) -> bool:
+        return self._clock() >= instruction.expires_at
+
+    def _carry_out(self, instruction: Instruction) -> tuple[RoundReply, bytes]:
+        if self._expired(instruction):
+            raise TrainingError("the instruction has expired")
+        active = self._state.active
+        if self._serving.model is None or active is None or active.bundle.sha256 != instruction.bundle_sha256:
+            serves = active.bundle.sha256[:12] if active else "nothing"
+            raise TrainingError(f"this device serves {serves}, the instruction is for {instruction.bundle_sha256[:12]}")
+        files = self._files()
+        if not files:
+            raise TrainingError("no labelled samples on this device")
+        path = self._pull(instruction.weights, lambda: self._expired(instruction))
+        folder = self._staging / f"job-{instruction.weights.sha256[:12]}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            path.replace(folder / trainer.WEIGHTS)
+            job = trainer.Job(
+                instruction=instruction,
+                bundle=str(self._slots.path(active.name)),
+                files=[str(file) for file in files],
+                max_samples=self._config.max_samples,
+                threads=self._config.threads,
+            )
+            write_atomically(folder / trainer.JOB, codec.encode(job))
+            return self._run_child(instruction, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run_child(self, instruction: Instruction, folder: Path) -> tuple[RoundReply, bytes]:
+        complaints = folder / "stderr"
+        with complaints.open("wb") as stderr:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "edge_agent.trainer", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        try:
+            while child.poll() is None:
+                if self._stopping.wait(0.05):
+                    raise UnavailableError("the agent ends; training will be begun again")
+                if self._expired(instruction):
+                    raise TrainingError("the instruction expired during training")
+        finally:
+            child.kill()
+            child.wait()
+        if child.returncode:
+            _LOG.error("the training process failed: %s", complaints.read_text(errors="replace")[-2000:])
+            raise TrainingError(f"the training process ended with status {child.returncode}")
+        reply = codec.decode((folder / trainer.REPLY).read_bytes(), RoundReply, limit=limits.ARTIFACT_BYTES)
+        return reply, (folder / trainer.UPDATE).read_bytes() if reply.weights else b""
+
+    def _answer(self, reply: RoundReply, update: bytes) -> None:
+        with self._state.transaction():
+            if reply.weights is not None:
+                count = -(-len(update) // limits.BLOCK_BYTES)
+                for index in range(count):
+                    data = update[index * limits.BLOCK_BYTES : (index + 1) * limits.BLOCK_BYTES]
+                    self._state.report(UploadBlock(blob=reply.weights, index=index, count=count, data=data))
+            self._state.report(reply)
+            self._state.instruction_done(reply.instruction)

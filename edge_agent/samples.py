@@ -1,0 +1,88 @@
+"""Samples: `*.safetensors` files that another program writes beside and renames into the source folder.
+
+A file holds `x`, raw samples of shape (n, *input_shape), and may hold `y`, integer labels of shape (n,). Each is
+counted once, by name, in name order: name them so that newer ones sort later.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contract import tensors
+from contract.errors import ContractError
+from edge_agent.errors import SampleError
+
+_FILE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw samples, shape (n, *input_shape), and their labels, int64 of shape (n,), where there are any."""
+
+    x: np.ndarray
+    y: np.ndarray | None
+
+
+def names(source: Path) -> list[str]:
+    """Sample files in a folder, oldest name first; none where the folder is missing."""
+    try:
+        return sorted(path.name for path in source.iterdir() if path.suffix == ".safetensors" and path.name[0] != ".")
+    except FileNotFoundError:
+        return []
+
+
+def read(path: Path) -> Samples:
+    """Read one file.
+
+    Raises:
+        SampleError: unreadable, larger than 16 MiB, or other tensors than `x` and `y`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _FILE_BYTES:
+            raise SampleError(f"{path.name}: {size} bytes, the limit is {_FILE_BYTES}; write smaller files")
+        arrays = tensors.load(path.read_bytes())
+    except OSError as error:
+        raise SampleError(f"{path.name}: {error.strerror}") from error
+    except ContractError as error:
+        raise SampleError(f"{path.name}: {error}") from error
+    if "x" not in arrays or set(arrays) - {"x", "y"} or arrays["x"].ndim < 1:
+        raise SampleError(f"{path.name}: needs `x` and may have `y`, has {sorted(arrays)[:8]}")
+    x, y = arrays["x"], arrays.get("y")
+    if y is not None and (y.shape != (len(x),) or y.dtype.kind not in "iu"):
+        raise SampleError(f"{path.name}: `y` is {y.dtype}{y.shape}, expected integers of shape ({len(x)},)")
+    return Samples(x, None if y is None else y.astype(np.int64))
+
+
+def newest_labelled(paths: list[Path], limit: int) -> Samples:
+    """Labelled samples of the newest files.
+
+    Args:
+        paths: oldest first; files without labels, and broken ones, are passed over.
+        limit: most samples to take.
+
+    Returns:
+        At most `limit` samples with labels, the newest first.
+
+    Raises:
+        SampleError: there are none.
+    """
+    xs: list[np.ndarray] = []
+    ys: list[np.ndarray] = []
+    room = limit
+    for path in reversed(paths):
+        if room <= 0:
+            break
+        try:
+            samples = read(path)
+        except SampleError:
+            continue
+        if samples.y is None or not len(samples.x) or (xs and samples.x.shape[1:] != xs[0].shape[1:]):
+            continue
+        xs.append(samples.x[:room])
+        ys.append(samples.y[:room])
+        room -= len(xs[-1])
+    if not xs:
+        raise SampleError("no labelled samples on this device")
+    return Samples(np.concatenate(xs), np.concatenate(ys))

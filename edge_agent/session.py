@@ -1,0 +1,157 @@
+"""The MQTT session: one persistent connection that comes back by itself, and says no word that it cannot keep.
+
+paho's network thread only moves messages into `inbox`; all work happens elsewhere, so that no exception of ours can
+end that thread, and a thread that ends all the same is started again.
+"""
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from ssl import SSLContext
+from typing import Any, Protocol
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from contract import codec, topics
+from contract.messages import Gone, Up
+
+_LOG = logging.getLogger(__name__)
+_CHANNELS = {
+    "Hello": "hello",
+    "Gone": "gone",
+    "MetadataRequest": "metadata",
+    "BlockRequest": "pull",
+    "Report": "report",
+}
+_INBOX = 256  # messages; 256 blocks are 32 MiB
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The session is up, perhaps again."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The session is down; it will come back by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as it came."""
+
+    topic: str
+    payload: bytes
+
+
+Event = Connected | Disconnected | Message
+
+
+class Link(Protocol):
+    """What the agent's parts need of a session."""
+
+    def send(self, message: Up) -> bool:
+        """Hand a message to the connection; False where there is none."""
+        ...
+
+    def subscribe(self, pattern: str) -> None:
+        """Receive what is published on `pattern`, now and after every reconnection."""
+        ...
+
+    def unsubscribe(self, pattern: str) -> None:
+        """Stop that."""
+        ...
+
+
+class Session:
+    """A Link over paho, MQTT 3.1.1, QoS 1, with the last will `Gone`.
+
+    Attributes:
+        inbox: events in order; when it is full, new messages are dropped (everything is asked for again).
+        connected: as of now.
+    """
+
+    def __init__(self, device: str, *, host: str, port: int, tls: SSLContext, boot: str) -> None:
+        self.inbox: queue.Queue[Event] = queue.Queue(_INBOX)
+        self.connected = False
+        self._device = device
+        self._boot = boot
+        self._patterns = {topics.all_down(device)}
+        self._closing = threading.Event()
+        self._client = client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=device, clean_session=False, protocol=mqtt.MQTTv311
+        )
+        client.tls_set_context(tls)
+        client.will_set(topics.up(device, "gone"), codec.encode(Gone(boot=boot)), qos=1)
+        client.reconnect_delay_set(1, 16)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.connect_async(host, port, keepalive=30)
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def start(self) -> None:
+        """Connect, and stay connected, in a thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say goodbye, disconnect and end the thread."""
+        if self.connected:
+            topic, payload = topics.up(self._device, "gone"), codec.encode(Gone(boot=self._boot))
+            self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
+        self._closing.set()
+        self._client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def send(self, message: Up) -> bool:
+        """Hand a message to the connection; False where there is none."""
+        if not self.connected:
+            return False
+        topic = topics.up(self._device, _CHANNELS[type(message).__name__])
+        return self._client.publish(topic, codec.encode(message), qos=1).rc == mqtt.MQTT_ERR_SUCCESS
+
+    def subscribe(self, pattern: str) -> None:
+        """Receive what is published on `pattern`, now and after every reconnection."""
+        self._patterns.add(pattern)
+        if self.connected:
+            self._client.subscribe(pattern, qos=1)
+
+    def unsubscribe(self, pattern: str) -> None:
+        """Stop that."""
+        self._patterns.discard(pattern)
+        if self.connected:
+            self._client.unsubscribe(pattern)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._client.loop_forever(retry_first_connection=True)
+            except Exception:  # noqa: BLE001  # whatever ends the loop must not end the agent's voice
+                _LOG.exception("the MQTT loop failed and is started again")
+            self._closing.wait(1)
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            _LOG.warning("the broker refused the connection: %s", reason)
+            return
+        client.subscribe([(pattern, 1) for pattern in sorted(self._patterns)])
+        self.connected = True
+        self._put(Connected())
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self.connected = False
+        self._put(Disconnected(str(reason)))
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        self._put(Message(message.topic, bytes(message.payload)))
+
+    def _put(self, event: Event) -> None:
+        try:
+            self.inbox.put_nowait(event)
+        except queue.Full:
+            _LOG.warning("the inbox is full; dropped one %s", type(event).__name__)

@@ -1,0 +1,230 @@
+"""What the agent must not forget: one SQLite file, each change one transaction, so that a kill -9 loses nothing.
+
+The outbox, the open profile window, which sample files were counted, which slot serves and which desired state was
+answered change together or not at all.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from contract import codec, limits
+from contract.messages import Body, BundleRef, Instruction, ProfileWindow, Report
+
+T = TypeVar("T")
+
+_SCHEMA = """
+create table if not exists meta (key text primary key, value blob not null);
+create table if not exists outbox (seq integer primary key autoincrement, body blob not null);
+create table if not exists files (
+    name text primary key, samples integer not null, labelled integer not null, error text not null, at real not null);
+create table if not exists instructions (
+    id text primary key, payload blob not null, done integer not null, at real not null);
+create table if not exists events (id integer primary key, at real not null, kind text not null, text text not null);
+"""
+_WINDOW = "window"
+_ENVELOPE_BYTES = 1024  # of a Report around its body
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot that holds a verified bundle."""
+
+    name: str
+    bundle: BundleRef
+    activated_at: float
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that the device's owner may want to know: `refused`, `activated`, `rolled-back`, `sample`."""
+
+    at: float
+    kind: str
+    text: str
+
+
+class State:
+    """The agent's memory on disk. Safe to use from several threads; open it once a process."""
+
+    def __init__(self, path: Path, *, outbox_id: str) -> None:
+        """Open or create.
+
+        Args:
+            path: the SQLite file; its folder exists.
+            outbox_id: name of the outbox if it must be created now.
+        """
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self._db.execute("pragma journal_mode = wal")
+        self._db.execute("pragma synchronous = full")
+        self._db.execute("pragma cache_size = -512")  # KiB: the default 2 MB is much for a small device
+        self._db.executescript(_SCHEMA)
+        with self.transaction():
+            self.outbox_id = self.get("outbox_id", str, "")
+            if not self.outbox_id:
+                self.outbox_id = outbox_id
+                self.put("outbox_id", outbox_id)
+
+    def close(self) -> None:
+        """Close the file; what was committed stays."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is committed together, or undone by an exception; may be nested."""
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            self._db.execute("begin immediate")
+            self._depth = 1
+            try:
+                yield
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            else:
+                self._db.execute("commit")
+            finally:
+                self._depth = 0
+
+    def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with self._lock, closing(self._db.execute(sql, parameters)) as cursor:
+            return cursor.fetchall()
+
+    def get(self, key: str, kind: type[T], default: T) -> T:
+        """A value by name, or `default`."""
+        rows = self._rows("select value from meta where key = ?", key)
+        return msgspec.msgpack.decode(rows[0][0], type=kind) if rows else default
+
+    def put(self, key: str, value: object) -> None:
+        """Remember a value; None forgets it."""
+        if value is None:
+            self._rows("delete from meta where key = ?", key)
+        else:
+            self._rows("insert or replace into meta values (?, ?)", key, codec.encode(value))
+
+    # The slot that serves, the one before it, and the desired state that was answered last.
+
+    @property
+    def active(self) -> Slot | None:
+        """The slot that serves."""
+        return self.get("active", Slot | None, None)  # type: ignore[arg-type]  # unions are no `type[T]` to mypy
+
+    @property
+    def previous(self) -> Slot | None:
+        """The slot that served before and still holds its bundle."""
+        return self.get("previous", Slot | None, None)  # type: ignore[arg-type]  # as above
+
+    def activate(self, slot: Slot | None, previous: Slot | None) -> None:
+        """Point to the slot that serves from now on."""
+        with self.transaction():
+            self.put("active", slot)
+            self.put("previous", previous)
+
+    @property
+    def answered(self) -> int:
+        """Revision of the last desired state that was activated or refused; 0 before the first."""
+        return self.get("answered", int, 0)
+
+    # The outbox.
+
+    def report(self, body: Body) -> int:
+        """Put a durable report into the outbox; returns its sequence number.
+
+        Raises:
+            TooLargeError: it could never be sent.
+        """
+        encoded = codec.encode(body)
+        codec.check_size(encoded, limits.MESSAGE_BYTES - _ENVELOPE_BYTES, f"a {type(body).__name__} report")
+        with self.transaction():
+            self._rows("insert into outbox (body) values (?)", encoded)
+            return int(self._rows("select last_insert_rowid()")[0][0])
+
+    def pending(self, limit: int) -> list[int]:
+        """The first sequence numbers that are not acknowledged, in order."""
+        return [int(seq) for (seq,) in self._rows("select seq from outbox order by seq limit ?", limit)]
+
+    def pending_count(self) -> int:
+        """Reports that are not acknowledged."""
+        return int(self._rows("select count(*) from outbox")[0][0])
+
+    def read_report(self, seq: int) -> Report | None:
+        """A report that is still in the outbox."""
+        rows = self._rows("select body from outbox where seq = ?", seq)
+        if not rows:
+            return None
+        body: Body = msgspec.msgpack.decode(rows[0][0], type=Body)
+        return Report(outbox=self.outbox_id, seq=seq, body=body)
+
+    def forget(self, outbox_id: str, seqs: Sequence[int]) -> None:
+        """The coordinator has these reports; those of another outbox are none of ours."""
+        if outbox_id == self.outbox_id:
+            with self.transaction():
+                for seq in seqs:
+                    self._rows("delete from outbox where seq = ?", seq)
+
+    # The open profile window and the sample files that were counted.
+
+    @property
+    def window(self) -> ProfileWindow | None:
+        """The window that is being filled."""
+        return self.get(_WINDOW, ProfileWindow | None, None)  # type: ignore[arg-type]  # as above
+
+    def set_window(self, window: ProfileWindow | None) -> None:
+        """Remember the open window; None where there is none."""
+        self.put(_WINDOW, window)
+
+    def close_window(self) -> None:
+        """Turn the open window, if it counts anything, into a report."""
+        with self.transaction():
+            window = self.window
+            if window is not None and window.counts.samples:
+                self.report(window)
+            self.set_window(None)
+
+    def file_done(self, name: str, *, samples: int, labelled: int, error: str = "", at: float) -> None:
+        """This file was counted, or (with `error`) can never be."""
+        self._rows("insert or replace into files values (?, ?, ?, ?, ?)", name, samples, labelled, error, at)
+
+    def files_done(self) -> dict[str, int]:
+        """Labelled samples of each file that was counted."""
+        return {name: int(n) for name, n in self._rows("select name, labelled from files")}
+
+    # Instructions.
+
+    def add_instruction(self, instruction: Instruction, *, at: float) -> bool:
+        """Remember work to do; False where it is known already."""
+        with self.transaction():
+            if self._rows("select 1 from instructions where id = ?", instruction.id):
+                return False
+            self._rows("insert into instructions values (?, ?, 0, ?)", instruction.id, codec.encode(instruction), at)
+            return True
+
+    def next_instruction(self) -> Instruction | None:
+        """The oldest instruction that is not done."""
+        rows = self._rows("select payload from instructions where done = 0 order by at, rowid limit 1")
+        return msgspec.msgpack.decode(rows[0][0], type=Instruction) if rows else None
+
+    def instruction_done(self, identifier: str) -> None:
+        """Never do it again; its weights and settings are no longer needed, its name is."""
+        self._rows("update instructions set done = 1, payload = x'' where id = ?", identifier)
+
+    # What the owner may want to know.
+
+    def event(self, kind: str, text: str, *, at: float) -> None:
+        """Write an event down, and forget those that are 1000 events old."""
+        with self.transaction():
+            self._rows("insert into events (at, kind, text) values (?, ?, ?)", at, kind, text)
+            self._rows("delete from events where id <= (select max(id) from events) - 1000")
+
+    def last_event(self, kind: str) -> Event | None:
+        """The newest event of a kind."""
+        rows = self._rows("select at, kind, text from events where kind = ? order by id desc limit 1", kind)
+        return Event(*rows[0]) if rows else None

@@ -1,0 +1,138 @@
+"""One instruction carried out in a process of its own, at low priority: `python -m edge_agent.trainer FOLDER`.
+
+The folder holds `job.msgpack` and `weights.safetensors`; the child leaves `reply.msgpack` and, after training,
+`update.safetensors`. Its memory goes back to the device when it ends, and it ends when its parent dies.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from contract import codec, limits, tensors
+from contract.bundle import Bundle
+from contract.errors import ContractError
+from contract.messages import BlobRef, Instruction, RoundReply
+from contract.profile import count
+from edge_agent import samples, slots, training
+from edge_agent.errors import AgentError, TrainingError
+from edge_agent.files import write_atomically
+from edge_agent.runtime import softmax
+
+JOB, WEIGHTS, REPLY, UPDATE = "job.msgpack", "weights.safetensors", "reply.msgpack", "update.safetensors"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child needs: the instruction, the bundle's file, sample files (oldest first) and limits."""
+
+    instruction: Instruction
+    bundle: str
+    files: list[str]
+    max_samples: int
+    threads: int
+
+
+def failed(instruction: Instruction, reason: str) -> RoundReply:
+    """The reply to an instruction that was not carried out."""
+    return RoundReply(instruction=instruction.id, error=reason[:500], examples=0, metrics={}, weights=None, counts=None)
+
+
+def carry_out(job: Job, weights: bytes, *, orphaned: Callable[[], bool] = lambda: False) -> tuple[RoundReply, bytes]:
+    """Do one instruction.
+
+    Args:
+        job: what to do, with what.
+        weights: safetensors with the global weights; their digest was verified.
+        orphaned: asked before every step; training stops when it says so.
+
+    Returns:
+        The reply, and the new weights as safetensors (empty after an evaluation).
+
+    Raises:
+        AgentError, ContractError: it cannot be done; the message is for the coordinator.
+    """
+    instruction = job.instruction
+    bundle = slots.parse(Path(job.bundle).read_bytes(), instruction.bundle_sha256)
+    spec = bundle.manifest.training
+    if spec is None:
+        raise TrainingError("the active bundle has no training signature")
+    start = tensors.load(weights)
+    tensors.check_like(start, tensors.load(bundle.files["weights"]))
+    local = samples.newest_labelled([Path(file) for file in job.files], min(job.max_samples, instruction.max_samples))
+    y = _labels(local, len(bundle.manifest.labels))
+    x = bundle.transform.apply(local.x)
+    runtime = training.TrainingRuntime(bundle.files["training"], spec, threads=job.threads)
+    if instruction.kind == "evaluate":
+        return _evaluate(instruction, bundle, training.infer(runtime, start, x), x, y), b""
+    result = training.train(
+        runtime,
+        start,
+        x,
+        y,
+        epochs=instruction.epochs,
+        learning_rate=instruction.learning_rate,
+        momentum=instruction.momentum,
+        proximal_mu=instruction.proximal_mu,
+        seed=instruction.seed,
+        should_stop=orphaned,
+    )
+    update = tensors.dump(result.weights)
+    reply = RoundReply(
+        instruction=instruction.id,
+        error="",
+        examples=result.examples,
+        metrics={"loss": result.loss, "accuracy": result.accuracy},
+        weights=BlobRef(hashlib.sha256(update).hexdigest(), len(update)),
+        counts=None,
+    )
+    return reply, update
+
+
+def _labels(local: samples.Samples, classes: int) -> np.ndarray:
+    if local.y is None or local.y.min() < 0 or local.y.max() >= classes:
+        raise TrainingError(f"a label on this device is outside the bundle's {classes} classes")
+    return local.y
+
+
+def _evaluate(
+    instruction: Instruction,
+    bundle: Bundle,
+    logits: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> RoundReply:
+    right = softmax(logits)[np.arange(len(y)), y]
+    probabilities = softmax(logits, bundle.manifest.temperature)
+    return RoundReply(
+        instruction=instruction.id,
+        error="",
+        examples=len(y),
+        metrics={
+            "loss": float(-np.log(np.maximum(right, 1e-12)).mean()),
+            "accuracy": float((logits.argmax(axis=1) == y).mean()),
+        },
+        weights=None,
+        counts=count(bundle.profile.spec, bundle.transform.features(x), probabilities),
+    )
+
+
+def main() -> None:
+    """The child: one job folder in, reply and update in the same folder out."""
+    folder, parent = Path(sys.argv[1]), os.getppid()
+    os.nice(10)
+    job = codec.decode((folder / JOB).read_bytes(), Job, limit=limits.ARTIFACT_BYTES)
+    try:
+        reply, update = carry_out(job, (folder / WEIGHTS).read_bytes(), orphaned=lambda: os.getppid() != parent)
+    except (AgentError, ContractError) as error:
+        reply, update = failed(job.instruction, str(error)), b""
+    if update:
+        write_atomically(folder / UPDATE, update)
+    write_atomically(folder / REPLY, codec.encode(reply))
+
+
+if __name__ == "__main__":
+    main()
