@@ -1,32 +1,31 @@
 """Rounds as the rest of the coordinator sees them: launch, watch and cancel runs; carry instructions and replies."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sqlalchemy import Connection, update
+import msgspec
+from sqlalchemy import Connection, select
 
 from contract.messages import Instruction, RoundReply, UploadBlock
 from coordinator.errors import ConflictError, InvalidError
-from coordinator.rounds import delivery, intake, runs, settings
+from coordinator.jobs.tables import jobs
+from coordinator.rounds import delivery, intake, runs, serving
 from coordinator.rounds.runs import RoundResult, Run
-from coordinator.rounds.settings import RunConfig
+from coordinator.rounds.settings import RunConfig, check
 from coordinator.rounds.tables import runs as runs_table
 from coordinator.storage import Storage
 
 
 class JobQueue(Protocol):
-    """What rounds need of the job runner."""
+    """What rounds need of the jobs: `coordinator.jobs.service.Jobs` has it."""
 
-    def submit(self, connection: Connection, kind: str, spec: dict[str, Any], now: float) -> str:
-        """Queue a job in the caller's transaction and return its id."""
+    def queue(self, connection: Connection, *, id: str, kind: str, spec: Mapping[str, Any], now: float) -> None:  # noqa: A002 its name
+        """Queue a job in the caller's transaction."""
 
-    def state(self, connection: Connection, job: str) -> str:
-        """`queued`, `running`, `succeeded`, `failed` or `cancelled`."""
-
-    def cancel(self, connection: Connection, job: str, now: float) -> None:
-        """Ask for a job to be stopped."""
+    def request_cancel(self, connection: Connection, id: str, *, now: float) -> None:  # noqa: A002 its name
+        """Ask for a job's end in the caller's transaction."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Rounds:
         storage: Storage,
         *,
         jobs: JobQueue,
-        find_bundle: Callable[[Connection, str, int | None], tuple[int, str]],
+        cohort: Callable[[Connection, str], Sequence[str]],
         smallest_cohort: int,
     ) -> None:
         """Compose the service.
@@ -53,64 +52,92 @@ class Rounds:
         Args:
             storage: database and blobs.
             jobs: where runs are queued.
-            find_bundle: (connection, model, version or None for the newest) to the version and digest of its newest
-                signed bundle; raises NotFoundError.
+            cohort: names of the devices that a cohort query finds; raises CallerError.
             smallest_cohort: a run on fewer devices is refused.
         """
         self._storage = storage
         self._jobs = jobs
-        self._find_bundle = find_bundle
+        self._cohort = cohort
         self._smallest = smallest_cohort
+
+    def launch_query(
+        self,
+        connection: Connection,
+        *,
+        model: str,
+        cohort: str,
+        settings: Mapping[str, Any],
+        now: float,
+        version: int | None = None,
+    ) -> Run:
+        """Queue a run on what a cohort query finds, from the newest version that those devices serve.
+
+        Raises:
+            InvalidError: settings that are none of `RunConfig`, or out of range, or too few devices.
+            NotFoundError: no device of the cohort serves such a version.
+            ConflictError: a run on the same bundle has not ended.
+        """
+        try:
+            config = msgspec.convert(dict(settings), RunConfig)
+        except msgspec.ValidationError as error:
+            raise InvalidError(f"settings of a run: {error}") from error
+        found = serving.find(connection, model, self._cohort(connection, cohort), version=version)
+        return self.launch(
+            connection,
+            model=model,
+            version=found.version,
+            bundle_sha256=found.bundle_sha256,
+            cohort=found.devices,
+            config=config,
+            now=now,
+        )
 
     def launch(
         self,
         connection: Connection,
         *,
         model: str,
+        version: int,
+        bundle_sha256: str,
         cohort: Sequence[str],
         config: RunConfig,
         now: float,
-        version: int | None = None,
-        bundle_sha256: str | None = None,
         alert: str | None = None,
     ) -> Run:
-        """Queue a run on the devices of `cohort`, in the caller's transaction.
+        """Queue a run on devices that serve one bundle, in the caller's transaction.
 
         Args:
             connection: the caller's transaction.
-            model: name in the registry.
-            cohort: names of devices.
+            model, version: where the run starts.
+            bundle_sha256: the very bundle that the devices serve.
+            cohort: names of the devices.
             config: settings.
             now: seconds since the epoch.
-            version: where the run starts; None means the newest version with a signed bundle.
-            bundle_sha256: the very bundle that the devices run; None means the newest signed one of that version.
             alert: what this run answers.
 
         Raises:
             InvalidError: settings out of range, or too few devices.
-            NotFoundError: no signed bundle of that version.
             ConflictError: a run on the same bundle has not ended.
         """
-        settings.check(config)
+        check(config)
         devices = sorted(set(cohort))
         if len(devices) < self._smallest:
             raise InvalidError(
-                f"a cohort of {len(devices)} devices; results of fewer than {self._smallest} are not made"
+                f"a cohort of {len(devices)} devices, but results of fewer than {self._smallest} are not made"
             )
-        if version is None or bundle_sha256 is None:
-            version, bundle_sha256 = self._find_bundle(connection, model, version)
         other = runs.still_open(connection, bundle_sha256)
         if other is not None:
             raise ConflictError(f"run {other.id} on {model}:{version} has not ended; wait for it or cancel it")
+        name = uuid4().hex[:12]
         run = Run(
-            id=uuid4().hex[:12],
+            id=name,
             model=model,
             version=version,
             bundle_sha256=bundle_sha256,
             cohort=devices,
             config=config,
             alert=alert,
-            job=None,
+            job=f"rounds-{name}",
             state="queued",
             result_version=None,
             error="",
@@ -118,9 +145,8 @@ class Rounds:
             finished_at=None,
         )
         runs.create(connection, run)
-        job = self._jobs.submit(connection, "rounds", {"run": run.id}, now)
-        connection.execute(update(runs_table).where(runs_table.c.id == run.id).values(job=job))
-        return runs.get(connection, run.id)
+        self._jobs.queue(connection, id=run.job or run.id, kind="rounds", spec={"run": run.id}, now=now)
+        return run
 
     def cancel(self, connection: Connection, run: str, now: float) -> Run:
         """Stop a run; what its devices have not answered expires.
@@ -134,7 +160,7 @@ class Rounds:
             raise ConflictError(f"run {run} has ended ({found.state})")
         runs.finish(connection, run, "cancelled", now=now)
         if found.job is not None:
-            self._jobs.cancel(connection, found.job, now)
+            self._jobs.request_cancel(connection, found.job, now=now)
         return runs.get(connection, run)
 
     def status(self, connection: Connection, run: str) -> RunStatus:
@@ -153,11 +179,12 @@ class Rounds:
         """Expire instructions, and end runs whose job has ended without saying so (it was killed too often)."""
         with self._storage.engine.begin() as connection:
             delivery.expire(connection, now)
-            for run in runs.every(connection):
-                if run.state in runs.OPEN and run.job is not None:
-                    state = self._jobs.state(connection, run.job)
-                    if state in {"failed", "cancelled"}:
-                        runs.finish(connection, run.id, state, now=now, error=f"its job {run.job} {state}")
+            query = select(runs_table.c.id, jobs.c.id.label("job"), jobs.c.state, jobs.c.error)
+            query = query.join_from(runs_table, jobs, jobs.c.id == runs_table.c.job)
+            ended = query.where(runs_table.c.state.in_(runs.OPEN), jobs.c.state.in_(("failed", "cancelled")))
+            for row in connection.execute(ended).all():
+                error = row.error or f"its job {row.job} {row.state}"
+                runs.finish(connection, row.id, row.state, now=now, error=error)
 
     def due(self, connection: Connection, now: float) -> list[tuple[str, Instruction]]:
         """Instructions to publish, by device."""

@@ -1,0 +1,39 @@
+"""What an alert starts: a federated run on its cohort, with the settings of the policy."""
+
+from sqlalchemy import Connection
+
+from coordinator.config import Policy
+from coordinator.records import Alert
+from coordinator.rounds.service import Rounds
+from coordinator.rounds.settings import RunConfig
+
+
+class RunOnCohort:
+    """`service.Answer` by `Rounds.launch`."""
+
+    def __init__(self, rounds: Rounds, policy: Policy) -> None:
+        self._rounds = rounds
+        self._policy = policy
+
+    def __call__(self, connection: Connection, alert: Alert, now: float) -> str:
+        """Launch the run and return its id; errors as in `Rounds.launch`."""
+        policy = self._policy
+        config = RunConfig(
+            rounds=policy.rounds,
+            epochs=policy.epochs,
+            learning_rate=policy.learning_rate,
+            momentum=policy.momentum,
+            proximal_mu=policy.proximal_mu,
+            round_timeout_s=policy.round_timeout_s,
+        )
+        run = self._rounds.launch(
+            connection,
+            model=alert.model,
+            version=alert.version,
+            bundle_sha256=alert.bundle_sha256,
+            cohort=alert.cohort,
+            config=config,
+            now=now,
+            alert=alert.id,
+        )
+        return run.id
