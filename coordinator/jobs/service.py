@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 from sqlalchemy import Connection, RowMapping, func, select
 
 from contract import codec
 from coordinator import records
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.jobs.tables import jobs
-from coordinator.sql import insert_once
+from coordinator.sql import insert_once, to_record
 from coordinator.storage import Storage
 
 LOG_BYTES = 1024 * 1024  # what is shown of a log: its end
@@ -121,4 +120,4 @@ class Jobs:
 
 
 def _record(row: RowMapping) -> records.Job:
-    return msgspec.convert(dict(row), records.Job)
+    return to_record(row, records.Job)

@@ -5,6 +5,6 @@ from alembic import context
 from coordinator.migrate import tables
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=tables(), render_as_batch=True)
+context.configure(connection=connection, target_metadata=tables())
 with context.begin_transaction():
     context.run_migrations()

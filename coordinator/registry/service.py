@@ -15,7 +15,7 @@ from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.registry import bundling
 from coordinator.registry.tables import bundles, model_versions, models, snapshots, variants
 from coordinator.signing.tables import signing_requests
-from coordinator.sql import insert_once
+from coordinator.sql import insert_once, to_record
 from coordinator.storage import Storage
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
@@ -76,13 +76,13 @@ class Registry:
         with self._engine.begin() as connection:
             insert_once(connection, snapshots, row)
             found = connection.execute(select(snapshots).where(snapshots.c.sha256 == digest)).mappings().one()
-            return msgspec.convert(dict(found), records.Snapshot)
+            return to_record(found, records.Snapshot)
 
     def snapshots(self) -> list[records.Snapshot]:
         """All snapshots, newest first."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(snapshots).order_by(snapshots.c.created_at.desc())).mappings()
-            return [msgspec.convert(dict(row), records.Snapshot) for row in rows]
+            return [to_record(row, records.Snapshot) for row in rows]
 
     def models(self) -> list[records.Model]:
         """All models, by name, with their version numbers."""
@@ -177,10 +177,10 @@ class Registry:
         packed = _bundles().where(bundles.c.model == model, bundles.c.version == version)
         fields = {
             **row,
-            "variants": [dict(variant) for variant in made],
-            "bundles": [dict(found) for found in connection.execute(packed).mappings()],
+            "variants": [to_record(variant, records.Variant) for variant in made],
+            "bundles": [_bundle(found) for found in connection.execute(packed).mappings()],
         }
-        return msgspec.convert(fields, records.Version)
+        return to_record(fields, records.Version)
 
     def create_variant(
         self, model: str, version: int, *, name: str, tflite_sha256: str, report: Mapping[str, Any], gate: records.Gate
@@ -277,22 +277,6 @@ class Registry:
             rows = connection.execute(_bundles().order_by(bundles.c.created_at.desc())).mappings()
             return [_bundle(row) for row in rows]
 
-    def newest_signed(self, connection: Connection, model: str, version: int | None) -> tuple[int, str]:
-        """Version and digest of the newest signed bundle of a model, or of one version of it.
-
-        Raises:
-            NotFoundError: none is signed.
-        """
-        mine = [bundles.c.model == model, signing_requests.c.state == "signed"]
-        if version is not None:
-            mine.append(bundles.c.version == version)
-        newest = _bundles().where(*mine).order_by(bundles.c.version.desc(), bundles.c.created_at.desc())
-        row = connection.execute(newest.limit(1)).first()
-        if row is None:
-            name = model if version is None else f"{model}:{version}"
-            raise NotFoundError(f"no signed bundle of {name}; see: fieldfare models show {name}")
-        return row.version, row.sha256
-
     def _check_blob(self, digest: str, what: str) -> None:
         if not self._blobs.exists(digest):
             raise InvalidError(f"{what}: no blob {digest}; store it first (POST /v1/blobs)")
@@ -318,4 +302,4 @@ def _bundles() -> Select[Any]:
 
 
 def _bundle(row: RowMapping) -> records.Bundle:
-    return msgspec.convert(dict(row), records.Bundle)
+    return to_record(row, records.Bundle)
