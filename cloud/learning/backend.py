@@ -25,6 +25,7 @@ def use_tensorflow() -> None:
         import keras  # noqa: F401 the import is the point
         import tensorflow as tf
 
+        tf.config.list_physical_devices()  # looks for accelerators now, and complains now
     tf.get_logger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
