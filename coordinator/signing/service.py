@@ -1,0 +1,219 @@
+"""The repository as devices see it, and the bundles that wait for the signer."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, select, update
+from tuf.api.metadata import Key
+
+from coordinator.errors import ConflictError, InvalidError, NotFoundError
+from coordinator.records import SigningRequest
+from coordinator.signing import keys, repository
+from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, Target
+from coordinator.signing.tables import signing_requests, tuf_metadata
+from coordinator.storage import Storage
+
+REFRESH_S = 60.0  # how often expiry is looked at
+
+
+class Signing:
+    """The TUF repository in the database, with the online keys; the signer holds the others."""
+
+    def __init__(self, storage: Storage, keys_folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Use `storage`; the online keys are made in `keys_folder` where they are missing."""
+        self._engine = storage.engine
+        self._blobs = storage.blobs
+        self._clock = clock
+        self._signers = {role: keys.ensure(keys_folder, role) for role in ONLINE_ROLES}
+        self._refreshed_at = 0.0
+
+    @property
+    def online_keys(self) -> dict[str, Key]:
+        """Public keys of snapshot and timestamp."""
+        return {role: signer.public_key for role, signer in self._signers.items()}
+
+    # what others ask in their own transaction
+
+    def request(
+        self, connection: Connection, *, sha256: str, target: str, size: int, custom: Mapping[str, Any], now: float
+    ) -> str:
+        """Ask the signer for a bundle; asking again for the same bundle changes nothing. Returns the request's id."""
+        query = select(signing_requests.c.id).where(signing_requests.c.bundle_sha256 == sha256)
+        found = connection.execute(query).scalar()
+        if found is not None:
+            return str(found)
+        id = uuid4().hex  # noqa: A001 its name
+        row = {"id": id, "bundle_sha256": sha256, "target": target, "size": size, "custom": dict(custom)}
+        connection.execute(signing_requests.insert().values(**row, state="pending", reason="", created_at=now))
+        return id
+
+    def state(self, connection: Connection, sha256: str) -> tuple[str, str] | None:
+        """State (`pending`, `signed`, `refused`) and reason of a bundle's request; None if nobody asked."""
+        query = select(signing_requests.c.state, signing_requests.c.reason)
+        row = connection.execute(query.where(signing_requests.c.bundle_sha256 == sha256)).first()
+        return (row.state, row.reason) if row is not None else None
+
+    def is_signed(self, connection: Connection, sha256: str) -> bool:
+        """Whether a bundle is in the published metadata."""
+        found = self.state(connection, sha256)
+        return found is not None and found[0] == "signed"
+
+    def metadata(self, connection: Connection, name: str) -> bytes | None:
+        """One file of the repository as a TUF client names it, for example `timestamp.json` or `2.snapshot.json`."""
+        content = connection.execute(select(tuf_metadata.c.content).where(tuf_metadata.c.name == name)).scalar()
+        return bytes(content) if content is not None else None
+
+    def root(self, connection: Connection) -> bytes:
+        """The first root metadata, from which devices begin to trust.
+
+        Raises:
+            ConflictError: no signer has begun the repository.
+        """
+        content = self.metadata(connection, "1.root.json")
+        if content is None:
+            raise ConflictError("the signer has not published its root metadata yet; start it and try again")
+        return content
+
+    # HTTP, for the signer
+
+    def requests(self, *, state: str = "pending") -> list[SigningRequest]:
+        """Requests in a state, oldest first."""
+        query = select(signing_requests).where(signing_requests.c.state == state)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(signing_requests.c.created_at, signing_requests.c.id)).mappings()
+            return [_record(row) for row in rows]
+
+    def bundle(self, sha256: str) -> bytes:
+        """Bytes of a bundle that somebody asked to sign.
+
+        Raises:
+            NotFoundError: nobody did.
+        """
+        with self._engine.begin() as connection:
+            if self.state(connection, sha256) is None:
+                raise NotFoundError(f"no signature was asked for bundle {sha256}")
+        return self._blobs.get(sha256)
+
+    def initialised(self) -> bool:
+        """Whether a signer has begun the repository."""
+        with self._engine.begin() as connection:
+            return self.metadata(connection, "1.root.json") is not None
+
+    def begin(self, metadata: Mapping[str, bytes]) -> None:
+        """Publish the signer's first root, targets and bundles metadata; the same again changes nothing.
+
+        Args:
+            metadata: by role.
+
+        Raises:
+            InvalidError: it does not verify.
+            ConflictError: another root was published.
+        """
+        now = self._clock()
+        with self._engine.begin() as connection:
+            published = self.metadata(connection, "1.root.json")
+            if published is not None:
+                if published != metadata.get("root"):
+                    raise ConflictError("the repository has another root already; use that signer's folder")
+                return
+            repository.check_initial(metadata, self.online_keys, now)
+            for role, content in metadata.items():
+                version, _ = repository.version_and_expiry(content)
+                self._put(connection, f"{version}.{role}.json", content, now)
+            self._publish(connection, now)
+
+    def submit(self, id: str, metadata: bytes) -> SigningRequest:  # noqa: A002 its name
+        """Check and publish the next `bundles` metadata; the same again changes nothing.
+
+        Raises:
+            NotFoundError: no such request.
+            InvalidError: the metadata does not verify, or does not hold the request's bundle.
+            ConflictError: no repository, or the request was refused.
+        """
+        now = self._clock()
+        with self._engine.begin() as connection:
+            request = self._request(connection, id)
+            self._accept(connection, request, metadata, now)
+            return self._request(connection, id)
+
+    def _accept(self, connection: Connection, request: SigningRequest, metadata: bytes, now: float) -> None:
+        current, targets = self._latest(connection, BUNDLES), self._latest(connection, "targets")
+        if current is None or targets is None:
+            raise ConflictError("the repository has not begun; publish its root metadata first")
+        if request.state != "pending":
+            if request.state == "signed" and current == metadata:
+                return
+            raise ConflictError(f"request {request.id} is {request.state}")
+        query = select(signing_requests).where(signing_requests.c.state == "pending")
+        expected = {row.target: Target(row.size, row.bundle_sha256) for row in connection.execute(query)}
+        new = repository.check_next(targets=targets, current=current, submitted=metadata, expected=expected, now=now)
+        if request.target not in new:
+            raise InvalidError(f"the metadata does not hold {request.target}")
+        version, _ = repository.version_and_expiry(metadata)
+        self._put(connection, f"{version}.{BUNDLES}.json", metadata, now)
+        self._publish(connection, now)
+        signed = signing_requests.c.target.in_(new)
+        connection.execute(update(signing_requests).where(signed).values(state="signed", answered_at=now))
+
+    def refuse(self, id: str, reason: str) -> SigningRequest:  # noqa: A002 its name
+        """The signer will not sign this bundle.
+
+        Raises:
+            NotFoundError: no such request.
+            ConflictError: it is signed.
+        """
+        with self._engine.begin() as connection:
+            if self._request(connection, id).state == "signed":
+                raise ConflictError(f"request {id} is signed")
+            values = {"state": "refused", "reason": reason[:2000], "answered_at": self._clock()}
+            connection.execute(update(signing_requests).where(signing_requests.c.id == id).values(**values))
+            return self._request(connection, id)
+
+    def tick(self, now: float) -> None:
+        """Renew timestamp and snapshot when half of their life is over."""
+        if now - self._refreshed_at < REFRESH_S:
+            return
+        with self._engine.begin() as connection:
+            content = self.metadata(connection, "timestamp.json")
+            if content is not None:
+                _, expires = repository.version_and_expiry(content)
+                if expires - now < repository.TIMESTAMP_LIFE.total_seconds() / 2:
+                    self._publish(connection, now)
+        self._refreshed_at = now
+
+    def _publish(self, connection: Connection, now: float) -> None:
+        """Write snapshot and timestamp over the newest targets and bundles."""
+        bundles, targets = self._latest(connection, BUNDLES), self._latest(connection, "targets")
+        if bundles is None or targets is None:
+            raise ConflictError("the repository has not begun")
+        last = self._latest(connection, "snapshot")
+        version = repository.version_and_expiry(last)[0] + 1 if last is not None else 1
+        snapshot = repository.snapshot(version, bundles, targets, signer=self._signers["snapshot"], now=now)
+        self._put(connection, f"{version}.snapshot.json", snapshot, now)
+        before = self.metadata(connection, "timestamp.json")
+        next_version = repository.version_and_expiry(before)[0] + 1 if before is not None else 1
+        timestamp = repository.timestamp(next_version, version, signer=self._signers["timestamp"], now=now)
+        self._put(connection, "timestamp.json", timestamp, now)
+
+    def _latest(self, connection: Connection, role: str) -> bytes | None:
+        names = connection.execute(select(tuf_metadata.c.name).where(tuf_metadata.c.name.like(f"%.{role}.json")))
+        versions = [int(name.split(".")[0]) for name in names.scalars()]
+        return self.metadata(connection, f"{max(versions)}.{role}.json") if versions else None
+
+    def _put(self, connection: Connection, name: str, content: bytes, now: float) -> None:
+        connection.execute(tuf_metadata.delete().where(tuf_metadata.c.name == name))
+        connection.execute(tuf_metadata.insert().values(name=name, content=content, created_at=now))
+
+    def _request(self, connection: Connection, id: str) -> SigningRequest:  # noqa: A002 its name
+        row = connection.execute(select(signing_requests).where(signing_requests.c.id == id)).mappings().first()
+        if row is None:
+            raise NotFoundError(f"no signing request {id[:64]!r}")
+        return _record(row)
+
+
+def _record(row: RowMapping) -> SigningRequest:
+    return msgspec.convert({**row, "reason": row["reason"] or None}, SigningRequest)
