@@ -1,0 +1,103 @@
+"""`fieldfare devices`: expect devices, and see who is there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.commands import STATE, AsJson, State, connect, moment, print_json, print_table
+
+if TYPE_CHECKING:
+    from coordinator.records import Device
+
+app = typer.Typer(help="Devices: expect them, list them, look at one.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    name: str,
+    tag: Annotated[list[str], typer.Option(help="KEY=VALUE, may be given several times.")] = [],  # noqa: B006 - typer
+    token_file: Annotated[Path | None, typer.Option(help="Write the token there (mode 0600).")] = None,
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Expect a device and get its one-time enrolment token.
+
+    Example: fieldfare devices add meter-1 --tag site=north --token-file meter-1.token
+    """
+    tags = {}
+    for item in tag:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{item!r}: use KEY=VALUE")
+        tags[key] = value
+    with connect(state) as client:
+        made = client.add_device(name, tags)
+    if token_file is not None:
+        token_file.touch(mode=0o600)
+        token_file.chmod(0o600)
+        token_file.write_text(made.token + "\n")
+    if as_json:
+        print_json(made)
+    elif token_file is not None:
+        typer.echo(f"{name}: token in {token_file}, valid until {moment(made.expires_at)}")
+    else:
+        typer.echo(made.token)
+
+
+@app.command("list")
+def list_devices(
+    cohort: Annotated[str, typer.Option(help="all, name=a,b, tag:site=north, class=x86-64; joined by ';'.")] = "all",
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """List devices of a cohort.
+
+    Example: fieldfare devices list --cohort tag:site=north --json
+    """
+    with connect(state) as client:
+        found = client.devices(cohort)
+    if as_json:
+        print_json(found)
+        return
+    header = ["DEVICE", "CLASS", "CONNECTED", "LAST SEEN", "SERVES", "INFERENCES", "SAMPLES"]
+    print_table(header, [_row(device) for device in found])
+
+
+@app.command()
+def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
+    """Show one device: what it says of itself, and what it should serve.
+
+    Example: fieldfare devices show meter-1
+    """
+    with connect(state) as client:
+        device = client.device(name)
+    if as_json:
+        print_json(device)
+        return
+    hello = device.hello or {}
+    facts = {
+        "device": device.name,
+        "hardware class": device.hardware_class or "-",
+        "tags": ", ".join(f"{key}={value}" for key, value in device.tags.items()) or "-",
+        "enrolled": moment(device.enrolled_at),
+        "connected": "yes" if device.connected else "no",
+        "last seen": moment(device.last_seen),
+        "agent": hello.get("agent_version", "-"),
+        "runtime": hello.get("runtime_version", "-"),
+        "serves": _bundle(hello.get("active")),
+        "should serve": _bundle((device.desired or {}).get("bundle")),
+    }
+    print_table(["", ""], facts.items())
+
+
+def _row(device: "Device") -> list[object]:
+    hello = device.hello or {}
+    there = "yes" if device.connected else "no" if device.enrolled_at else "not enrolled"
+    serves = _bundle(hello.get("active"))
+    seen, kind = moment(device.last_seen), device.hardware_class or "-"
+    return [device.name, kind, there, seen, serves, hello.get("inferences", "-"), hello.get("samples", "-")]
+
+
+def _bundle(bundle: dict[str, object] | None) -> str:
+    return f"{bundle['model']}:{bundle['version']} {bundle['variant']}" if bundle else "-"

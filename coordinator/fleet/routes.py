@@ -1,0 +1,68 @@
+"""HTTP of the fleet: the operator's routes, and enrolment, which is open to whoever holds a one-time token."""
+
+import base64
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from coordinator.answers import Body, answer
+from coordinator.fleet.service import Fleet
+from coordinator.signing.service import Signing
+from coordinator.storage import Storage
+
+
+class NewDevice(Body):
+    """POST /v1/devices."""
+
+    name: str
+    tags: dict[str, str] = Field(default_factory=dict)
+    hardware_class: str = ""
+
+
+class EnrolmentRequest(Body):
+    """POST /v1/enrol; `csr` is PKCS#10 in PEM."""
+
+    token: str = Field(max_length=256)
+    csr: str = Field(max_length=16_384)
+    hardware_class: str = ""
+
+
+def router(fleet: Fleet) -> APIRouter:
+    """The operator's routes."""
+    routes = APIRouter(prefix="/v1/devices", tags=["fleet"])
+
+    @routes.post("")
+    def add_device(body: NewDevice) -> Response:
+        return answer(fleet.add(body.name, body.tags, body.hardware_class), status=201)
+
+    @routes.get("")
+    def list_devices(cohort: str = "all") -> Response:
+        return answer(fleet.list(cohort))
+
+    @routes.get("/{name}")
+    def get_device(name: str) -> Response:
+        return answer(fleet.get(name))
+
+    return routes
+
+
+def enrolment(fleet: Fleet, signing: Signing, storage: Storage) -> APIRouter:
+    """The open route: a token and a certificate request for a certificate and a root of trust."""
+    routes = APIRouter(prefix="/v1", tags=["enrolment"])
+
+    @routes.post("/enrol")
+    def enrol(body: EnrolmentRequest) -> Response:
+        with storage.engine.begin() as connection:
+            root = signing.root(connection)  # before the token is used up
+        made = fleet.enrol(body.token, body.csr.encode(), body.hardware_class)
+        content = {
+            "device": made.device,
+            "certificate": made.certificate.decode(),
+            "ca": made.ca.decode(),
+            "broker_host": made.broker_host,
+            "broker_port": made.broker_port,
+            "root": base64.b64encode(root).decode(),
+        }
+        return answer(content, status=201)
+
+    return routes

@@ -1,0 +1,221 @@
+"""Who is enrolled, who is there, and what each device should serve."""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, select, update
+
+from contract import topics
+from contract.messages import BundleRef, Desired, Gone, Hello
+from coordinator.config import Config
+from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
+from coordinator.fleet import cohort as cohorts
+from coordinator.fleet.tables import devices, received
+from coordinator.pki import Authority
+from coordinator.records import Device, DeviceToken
+from coordinator.sql import insert_once
+from coordinator.storage import Storage
+
+_CLASS_LENGTH = 63
+
+
+class Enrolment(NamedTuple):
+    """What a device gets for its token: who it is now, and where to go."""
+
+    device: str
+    certificate: bytes
+    ca: bytes
+    broker_host: str
+    broker_port: int
+
+
+class Fleet:
+    """Devices over Storage."""
+
+    def __init__(
+        self, storage: Storage, config: Config, authority: Authority, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._engine = storage.engine
+        self._config = config
+        self._authority = authority
+        self._clock = clock
+
+    # enrolment
+
+    def add(self, name: str, tags: Mapping[str, str] | None = None, hardware_class: str = "") -> DeviceToken:
+        """Expect a device; a new token replaces one that was not used.
+
+        Returns: the one-time token; only its hash is kept.
+
+        Raises:
+            TopicError: no name for a device.
+            InvalidError: tags or hardware class that do not fit.
+            ConflictError: it is enrolled.
+        """
+        topics.check_device(name)
+        _check_class(hardware_class)
+        token = secrets.token_urlsafe(32)
+        now = self._clock()
+        expires_at = now + self._config.token_hours * 3600.0
+        values = {"tags": cohorts.check_tags(tags or {}), "hardware_class": hardware_class}
+        values |= {"token_sha256": _digest(token), "token_expires_at": expires_at}
+        with self._engine.begin() as connection:
+            if not insert_once(connection, devices, {"name": name, "created_at": now, **values}):
+                if self.is_enrolled(connection, name):
+                    raise ConflictError(f"device {name} is enrolled already")
+                connection.execute(update(devices).where(devices.c.name == name).values(**values))
+        return DeviceToken(name=name, token=token, expires_at=expires_at)
+
+    def enrol(self, token: str, csr_pem: bytes, hardware_class: str) -> Enrolment:
+        """Exchange a token and a certificate request for a certificate; the token is used up.
+
+        Raises:
+            DeniedError: a token that is unknown, used or expired.
+            InvalidError: a request that is not for this device.
+        """
+        _check_class(hardware_class)
+        now, digest = self._clock(), _digest(token)
+        with self._engine.begin() as connection:
+            row = connection.execute(select(devices).where(devices.c.token_sha256 == digest)).first()
+            if row is None or not hmac.compare_digest(row.token_sha256, digest) or row.token_expires_at < now:
+                raise DeniedError("this enrolment token is unknown, used or expired; ask for a new one")
+            moment = datetime.fromtimestamp(now, UTC)
+            days = self._config.certificate_days
+            certificate = self._authority.sign_csr(csr_pem, row.name, days=days, now=moment)
+            values = {"certificate_pem": certificate.decode(), "enrolled_at": now, "token_sha256": None}
+            values["hardware_class"] = hardware_class or row.hardware_class
+            connection.execute(update(devices).where(devices.c.name == row.name).values(**values))
+        return Enrolment(row.name, certificate, self._authority.ca_pem, self._config.host, self._config.broker_port)
+
+    # queries
+
+    def get(self, name: str) -> Device:
+        """One device.
+
+        Raises:
+            NotFoundError: no such device.
+        """
+        with self._engine.begin() as connection:
+            row = connection.execute(select(devices).where(devices.c.name == name)).mappings().first()
+        if row is None:
+            raise NotFoundError(f"no device {name[:64]!r}; add it with: fieldfare devices add")
+        return _record(row)
+
+    def list(self, cohort: str = "all") -> list[Device]:
+        """Devices of a cohort by name, those that are expected but not enrolled too."""
+        query = cohorts.parse(cohort)
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(devices).order_by(devices.c.name)).mappings().all()
+        return [_record(row) for row in rows if _matches(query, row)]
+
+    def members(self, connection: Connection, cohort: str) -> "list[str]":
+        """Names of the enrolled devices of a cohort, sorted.
+
+        Raises:
+            InvalidError: a query that cannot be read.
+        """
+        query = cohorts.parse(cohort)
+        enrolled = select(devices).where(devices.c.certificate_pem.is_not(None)).order_by(devices.c.name)
+        return [row["name"] for row in connection.execute(enrolled).mappings() if _matches(query, row)]
+
+    def certificate(self, connection: Connection, device: str) -> bytes | None:
+        """The certificate of an enrolled device."""
+        query = select(devices.c.certificate_pem).where(devices.c.name == device)
+        found = connection.execute(query).scalar()
+        return found.encode() if found else None
+
+    def is_enrolled(self, connection: Connection, device: str) -> bool:
+        """Whether a device has a certificate of ours."""
+        return self.certificate(connection, device) is not None
+
+    def hardware_class(self, connection: Connection, device: str) -> str:
+        """What the device said it is."""
+        return str(connection.execute(select(devices.c.hardware_class).where(devices.c.name == device)).scalar() or "")
+
+    # what devices say of themselves
+
+    def on_hello(self, connection: Connection, device: str, hello: Hello, now: float) -> None:
+        """The device is there."""
+        values: dict[str, Any] = {"connected": True, "boot": hello.boot, "last_seen": now}
+        values["hello"] = msgspec.to_builtins(hello)
+        if hello.hardware_class and len(hello.hardware_class) <= _CLASS_LENGTH:
+            values["hardware_class"] = hello.hardware_class
+        connection.execute(update(devices).where(devices.c.name == device).values(**values))
+
+    def on_gone(self, connection: Connection, device: str, gone: Gone, now: float) -> None:
+        """The connection of that boot ended; a device that has started again since is there."""
+        mine = (devices.c.name == device) & (devices.c.boot == gone.boot)
+        connection.execute(update(devices).where(mine).values(connected=False, last_seen=now))
+
+    def receive(self, connection: Connection, device: str, outbox: str, seq: int, *, now: float, dropped: str) -> bool:
+        """Note a report; False if it was noted before, so its effect must not happen again."""
+        row = {"device": device, "outbox": outbox, "seq": seq, "received_at": now, "dropped": dropped}
+        return insert_once(connection, received, row)
+
+    # desired state
+
+    def set_desired(
+        self, connection: Connection, device: str, rollout: str | None, bundle: BundleRef | None
+    ) -> Desired:
+        """Say what a device should serve; the gateway tells it."""
+        query = select(devices.c.desired_revision).where(devices.c.name == device)
+        revision = (connection.execute(query).scalar() or 0) + 1
+        desired = Desired(revision=revision, rollout=rollout, bundle=bundle)
+        values = {"desired": msgspec.to_builtins(desired), "desired_revision": revision}
+        connection.execute(update(devices).where(devices.c.name == device).values(**values))
+        return desired
+
+    def desired(self, connection: Connection, device: str) -> Desired | None:
+        """What a device should serve, None if nobody has said."""
+        found = connection.execute(select(devices.c.desired).where(devices.c.name == device)).scalar()
+        return msgspec.convert(found, Desired) if found else None
+
+    def unpublished(self, connection: Connection) -> "list[tuple[str, Desired]]":
+        """Devices whose desired state the broker does not hold yet."""
+        stale = devices.c.desired_revision > devices.c.published_revision
+        rows = connection.execute(select(devices.c.name, devices.c.desired).where(stale).order_by(devices.c.name))
+        return [(row.name, msgspec.convert(row.desired, Desired)) for row in rows]
+
+    def published(self, connection: Connection, device: str, revision: int) -> None:
+        """The broker has taken this revision."""
+        connection.execute(update(devices).where(devices.c.name == device).values(published_revision=revision))
+
+    def republish(self, connection: Connection) -> None:
+        """Forget what was published: the broker may have lost its retained messages."""
+        connection.execute(update(devices).values(published_revision=0))
+
+    def forget_connections(self, connection: Connection) -> None:
+        """Nobody counts as connected until it says hello: we may have missed last wills."""
+        connection.execute(update(devices).values(connected=False))
+
+
+def _matches(query: cohorts.Cohort, row: RowMapping) -> bool:
+    return query.matches(name=row["name"], hardware_class=row["hardware_class"], tags=row["tags"])
+
+
+def _record(row: RowMapping) -> Device:
+    return Device(
+        name=row["name"],
+        hardware_class=row["hardware_class"] or None,
+        tags=row["tags"],
+        enrolled_at=row["enrolled_at"],
+        connected=row["connected"],
+        last_seen=row["last_seen"],
+        hello=row["hello"],
+        desired=row["desired"],
+    )
+
+
+def _check_class(name: str) -> None:
+    if len(name) > _CLASS_LENGTH or any(sign in name for sign in ",;= \t\n"):
+        raise InvalidError(f"hardware class {name[:64]!r}: at most {_CLASS_LENGTH} characters, no spaces , ; =")
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
