@@ -73,7 +73,7 @@ def _training(tf) -> bytes:
     scalars = {name: tf.TensorSpec([], f32) for name in ("lr", "momentum", "mu")}
 
     @tf.function
-    def train(x, y, mask, lr, momentum, mu, **t):
+    def train(x, y, mask, *, lr, momentum, mu, **t):
         flat = tf.reshape(x, (batch, 16))
         logits = tf.matmul(flat, t["w000"]) + t["w001"]
         probability = tf.nn.softmax(logits)

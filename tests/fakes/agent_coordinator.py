@@ -1,0 +1,178 @@
+"""A coordinator for the agent's integration tests: real MQTT and real TUF metadata, everything else in memory."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contract import codec, limits, messages, signatures, tensors, topics
+from edge_agent.config import Config, Folder, save
+from tests.fakes import agent_bundles
+from tests.fakes.agent_repository import Repository
+from tests.fakes.broker_process import BrokerProcess, Client, eventually
+
+
+class Coordinator:
+    """Answers an agent as the real one does, and writes everything down.
+
+    Attributes:
+        hellos, gone: as they came.
+        reports: bodies by (outbox, seq): what comes twice counts once.
+        blobs: what may be pulled, by digest.
+        served: block requests that were answered.
+        deaf: where set, reports are neither kept nor acknowledged.
+    """
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.broker = broker
+        self.repository = Repository()
+        self.hellos: list[messages.Hello] = []
+        self.gone: list[messages.Gone] = []
+        self.reports: dict[tuple[str, int], Any] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.served: list[int] = []
+        self.deaf = False
+        self.revision = 0
+        self._lock = threading.Lock()
+        self.client = Client(broker, "coordinator", clean=False)
+        self.client._client.on_message = lambda _c, _d, message: self._on_message(message.topic, message.payload)
+        self.client.subscribe(topics.all_up())
+
+    def stop(self) -> None:
+        self.client.stop()
+
+    def publish(self, bundle: bytes, *, content: bytes | None = None) -> messages.BundleRef:
+        """Sign a bundle; `content` is what is served in its place."""
+        ref = agent_bundles.ref(bundle)
+        self.repository.add(ref.target, bundle)
+        self.blobs[ref.sha256] = bundle if content is None else content
+        return ref
+
+    def desire(self, device: str, ref: messages.BundleRef, rollout: str = "r1") -> None:
+        self.revision += 1
+        desired = messages.Desired(revision=self.revision, rollout=rollout, bundle=ref)
+        self._send(topics.down(device, "desired"), codec.encode_json(desired), retain=True)
+
+    def instruct(self, device: str, bundle_sha256: str, weights: tensors.Arrays, **fields: Any) -> messages.Instruction:
+        data = tensors.dump(weights)
+        blob = messages.BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+        self.blobs[blob.sha256] = data
+        instruction = messages.Instruction(
+            **{
+                "id": f"i{len(self.blobs)}",
+                "run": "run",
+                "round": 1,
+                "kind": "train",
+                "bundle_sha256": bundle_sha256,
+                "weights": blob,
+                "expires_at": datetime.now(UTC).timestamp() + 60,
+                **fields,
+            }
+        )
+        self._send(topics.down(device, "round"), codec.encode(instruction))
+        return instruction
+
+    def bodies(self, kind: type) -> list[Any]:
+        with self._lock:
+            return [body for _, body in sorted(self.reports.items()) if isinstance(body, kind)]
+
+    def receipts(self, certificate: bytes) -> list[messages.Receipt]:
+        """Receipts whose signature holds."""
+        found = []
+        for signed in self.bodies(messages.SignedReceipt):
+            signatures.verify(certificate, signed.payload, signed.signature)
+            found.append(codec.decode(signed.payload, messages.Receipt))
+        return found
+
+    def samples(self) -> int:
+        """Inferences in all profile windows."""
+        return sum(window.counts.samples for window in self.bodies(messages.ProfileWindow))
+
+    def _send(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self.client._client.publish(topic, payload, 1, retain)
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        parsed = topics.parse(topic)
+        assert isinstance(parsed, topics.DeviceTopic)
+        message = codec.decode(payload, messages.UP[parsed.channel])
+        match message:
+            case messages.Hello():
+                self.hellos.append(message)
+            case messages.Gone():
+                self.gone.append(message)
+            case messages.MetadataRequest(name=name):
+                reply = messages.MetadataReply(name=name, content=self.repository.files.get(name))
+                self._send(topics.down(parsed.device, "metadata"), codec.encode(reply))
+            case messages.BlockRequest(sha256=sha256, blocks=blocks):
+                for index in blocks:
+                    self.served.append(index)
+                    data = self.blobs[sha256][index * limits.BLOCK_BYTES : (index + 1) * limits.BLOCK_BYTES]
+                    self._send(topics.blob(sha256, index), data)
+            case messages.Report(outbox=outbox, seq=seq, body=body) if not self.deaf:
+                with self._lock:
+                    self.reports.setdefault((outbox, seq), body)
+                ack = messages.Ack(outbox=outbox, seqs=[seq])
+                self._send(topics.down(parsed.device, "ack"), codec.encode(ack))
+
+
+class AgentProcess:
+    """A real `edge-agent run` on its own folder, enrolled by hand."""
+
+    def __init__(self, coordinator: Coordinator, folder: Path, device: str, **settings: Any) -> None:
+        self.device = device
+        self.folder = Folder(folder)
+        certificate, key = coordinator.broker.certificate(device)
+        self.certificate = certificate.read_bytes()
+        for path, content in (
+            (self.folder.key, key.read_bytes()),
+            (self.folder.certificate, self.certificate),
+            (self.folder.ca, (coordinator.broker.state / "pki" / "ca.crt").read_bytes()),
+            (self.folder.tuf_root, coordinator.repository.bootstrap),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        config = Config(
+            device=device,
+            broker_host="127.0.0.1",
+            broker_port=coordinator.broker.port,
+            **{"window_samples": 50, "window_idle_s": 0.3, "hello_s": 1.0, "poll_s": 0.05, "retry_s": 1.0, **settings},
+        )
+        save(self.folder, config)
+        self.source = self.folder.source(config)
+        self.log = folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "edge_agent", "run", "--state", str(self.folder.root), "--verbose"]
+            self.process = subprocess.Popen(command, stderr=log)
+
+    def kill(self) -> None:
+        """As the power would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(20)
+
+    def feed(self, name: str, x: Any, y: Any = None) -> None:
+        """Put a sample file into the source as a camera would: written beside, renamed in."""
+        self.source.mkdir(parents=True, exist_ok=True)
+        beside = self.source / f".{name}"
+        beside.write_bytes(tensors.dump({"x": x} if y is None else {"x": x, "y": y}))
+        beside.rename(self.source / f"{name}.safetensors")
+
+    def wait(self, condition: Callable[[], Any], timeout: float = 30.0) -> Any:
+        """Wait for something; where it does not come, fail with the agent's log."""
+        value = eventually(condition, timeout)
+        assert value, self.log.read_text()
+        return value
