@@ -51,7 +51,7 @@ def rows(spec: ProfileSpec, counts: Counts) -> dict[str, list[int]]:
 
 
 def compare(spec: ProfileSpec, before: Counts, after: Counts) -> list[FeatureTest]:
-    """FeatureTest every feature, the predicted classes, the confidence, and how often features were missing."""
+    """Test every feature, the predicted classes, the confidence, and how often features were missing."""
     left, right = rows(spec, before), rows(spec, after)
     return [_test(name, left[name], right[name]) for name in left if not _never_missing(name, left, right)]
 
@@ -69,7 +69,7 @@ def _test(name: str, before: Sequence[int], after: Sequence[int]) -> FeatureTest
 
 
 def assess(spec: ProfileSpec, histories: Sequence[History], *, alpha: float, materiality: float) -> Assessment:
-    """FeatureTest each device against its own baseline.
+    """Test each device against its own baseline.
 
     Args:
         spec: bins of all the counts.
