@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from cloud.learning.backend import quiet_stderr
 from compression.errors import ConversionError
@@ -50,7 +51,9 @@ def to_int8(model: Any, x: np.ndarray) -> bytes:
 def _converter(model: Any) -> Any:
     shape = [1, *model.input_shape[1:]]
     call = tf.function(lambda x: model(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
-    return tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], model)
+    # Variables must become constants first: the calibrator runs no initialiser for them.
+    frozen = convert_variables_to_constants_v2(call.get_concrete_function())
+    return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
 
 
 def _convert(converter: Any, what: str) -> bytes:

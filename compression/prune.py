@@ -55,62 +55,68 @@ def prune_and_cluster(
     """
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tf_keras and tfmot use old names of their own
+        stages = _Stages(x, y, plan)
+        model = stages.build(task, arrays)
+        on_stage(f"pruning to {plan.sparsity:.0%} zeros")
+        sparse = stages.prune(model)
+        on_stage(f"clustering to {plan.clusters} values")
+        return stages.cluster(sparse)
+
+
+class _Stages:
+    """The libraries, the data and the plan that every stage needs."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, plan: PrunePlan) -> None:
         import tensorflow_model_optimization as tfmot
         import tf_keras
 
-        tf_keras.utils.set_random_seed(plan.seed)
-        model = _same_model(tf_keras, task, arrays)
-        on_stage(f"pruning to {plan.sparsity:.0%} zeros")
-        sparse = _prune(tf_keras, tfmot, model, x, y, plan)
-        on_stage(f"clustering to {plan.clusters} values")
-        return _cluster(tf_keras, tfmot, sparse, x, y, plan)
+        self._keras, self._tfmot = tf_keras, tfmot
+        self._x, self._y, self._plan = x, y, plan
 
+    def build(self, task: Task, arrays: Arrays) -> Any:
+        self._keras.backend.clear_session()
+        self._keras.utils.set_random_seed(self._plan.seed)
+        try:
+            model = task.build_model(self._keras)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UnsupportedLayerError(
+                f"{task.name}: tf_keras cannot build the model ({error}); skip pruning"
+            ) from error
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        shapes, wanted = [tuple(v.shape) for v in variables], [array.shape for array in arrays.values()]
+        if shapes != wanted:
+            raise UnsupportedLayerError(f"{task.name}: tf_keras builds weights {shapes}, the version has {wanted}")
+        for variable, array in zip(variables, arrays.values(), strict=True):
+            variable.assign(array)
+        return model
 
-def _same_model(tf_keras: Any, task: Task, arrays: Arrays) -> Any:
-    tf_keras.backend.clear_session()
-    try:
-        model = task.build_model(tf_keras)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UnsupportedLayerError(f"{task.name}: tf_keras cannot build the model: {error}; skip pruning") from error
-    variables = [*model.trainable_variables, *model.non_trainable_variables]
-    shapes, wanted = [tuple(v.shape) for v in variables], [array.shape for array in arrays.values()]
-    if shapes != wanted:
-        raise UnsupportedLayerError(f"{task.name}: tf_keras builds weights {shapes}, the version has {wanted}")
-    for variable, array in zip(variables, arrays.values(), strict=True):
-        variable.assign(array)
-    return model
+    def prune(self, model: Any) -> Any:
+        sparsity, plan = self._tfmot.sparsity.keras, self._plan
+        steps = plan.prune_epochs * -(-len(self._x) // BATCH)
+        schedule = sparsity.PolynomialDecay(0.0, plan.sparsity, 0, max(1, steps // 2), frequency=5)
+        try:
+            wrapped = sparsity.prune_low_magnitude(model, pruning_schedule=schedule)
+        except ValueError as error:
+            raise UnsupportedLayerError(f"tfmot cannot prune the model: {error}") from error
+        self._fit(wrapped, plan.prune_epochs, plan.learning_rate, [sparsity.UpdatePruningStep()])
+        return sparsity.strip_pruning(wrapped)
 
+    def cluster(self, sparse: Any) -> Any:
+        from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
 
-def _prune(tf_keras: Any, tfmot: Any, model: Any, x: np.ndarray, y: np.ndarray, plan: PrunePlan) -> Any:
-    sparsity = tfmot.sparsity.keras
-    steps = plan.prune_epochs * -(-len(x) // BATCH)
-    schedule = sparsity.PolynomialDecay(0.0, plan.sparsity, 0, max(1, steps // 2), frequency=5)
-    try:
-        wrapped = sparsity.prune_low_magnitude(model, pruning_schedule=schedule)
-    except ValueError as error:
-        raise UnsupportedLayerError(f"tfmot cannot prune the model: {error}") from error
-    _fit(tf_keras, wrapped, x, y, plan.prune_epochs, plan.learning_rate, [sparsity.UpdatePruningStep()])
-    return sparsity.strip_pruning(wrapped)
+        copy = self._keras.models.clone_model(sparse)  # cluster_weights changes the layers that it is given
+        copy.set_weights(sparse.get_weights())
+        clustering = self._tfmot.clustering.keras
+        wrapped = cluster.cluster_weights(
+            copy,
+            number_of_clusters=self._plan.clusters,
+            cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+            preserve_sparsity=True,
+        )
+        self._fit(wrapped, self._plan.cluster_epochs, self._plan.learning_rate / 3, [])
+        return clustering.strip_clustering(wrapped)
 
-
-def _cluster(tf_keras: Any, tfmot: Any, sparse: Any, x: np.ndarray, y: np.ndarray, plan: PrunePlan) -> Any:
-    from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
-
-    copy = tf_keras.models.clone_model(sparse)  # cluster_weights changes the layers that it is given
-    copy.set_weights(sparse.get_weights())
-    wrapped = cluster.cluster_weights(
-        copy,
-        number_of_clusters=plan.clusters,
-        cluster_centroids_init=tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
-        preserve_sparsity=True,
-    )
-    _fit(tf_keras, wrapped, x, y, plan.cluster_epochs, plan.learning_rate / 3, [])
-    return tfmot.clustering.keras.strip_clustering(wrapped)
-
-
-def _fit(
-    tf_keras: Any, model: Any, x: np.ndarray, y: np.ndarray, epochs: int, learning_rate: float, callbacks: list[Any]
-) -> None:
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf_keras.optimizers.Adam(learning_rate), loss)
-    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=callbacks)
+    def _fit(self, model: Any, epochs: int, learning_rate: float, callbacks: list[Any]) -> None:
+        loss = self._keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(self._keras.optimizers.Adam(learning_rate), loss)
+        model.fit(self._x, self._y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=callbacks)

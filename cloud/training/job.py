@@ -6,15 +6,15 @@ from typing import Any
 
 import msgspec
 
-from cloud import data as snapshots
 from cloud import features
+from cloud.data import register
 from cloud.errors import TaskError
 from cloud.learning.backend import use_tensorflow
-from cloud.learning.task import Data, Task, load_task
+from cloud.learning.task import load_task
 from cloud.learning.weights import parameters
 from contract import tensors
 from contract.transform import Transform
-from coordinator.client import JobContext, Snapshot
+from coordinator.client import JobContext
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def run(context: JobContext) -> dict[str, Any]:
     started = time.monotonic()
     task = load_task(spec.task)
     context.report(0.02, "reading data")
-    data, snapshot = _snapshot(context, task, spec.options)
+    data, snapshot = register(context.client, task, spec.options)
     transform = features.fit(task, data["x"][data["part"] == "train"])
     transform_sha256 = context.client.put_blob(transform.encode()).sha256
     epochs = task.training.epochs if spec.epochs is None else spec.epochs
@@ -91,13 +91,3 @@ def _spec(fields: dict[str, Any]) -> TrainSpec:
     if spec.epochs is not None and spec.epochs < 1:
         raise TaskError(f"specification of a train job: {spec.epochs} epochs; at least 1 is needed")
     return spec
-
-
-def _snapshot(context: JobContext, task: Task, options: dict[str, Any]) -> tuple[Data, Snapshot]:
-    """Freeze the data and read them back from the registry: what is trained on is what is registered."""
-    given = {**task.options, **options}
-    taken = snapshots.take(task.name, given, task.load_data(**options))
-    for content in taken.files.values():
-        context.client.put_blob(content)
-    registered = context.client.create_snapshot(task=task.name, manifest=taken.manifest.fields())
-    return snapshots.load(taken.manifest, context.client.get_blob), registered

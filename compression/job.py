@@ -1,0 +1,217 @@
+"""Job kind `compress`: make a version's variants, measure them, let the gate choose, build the bundle."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from cloud.learning import calibration, metrics, weights
+from cloud.learning.backend import use_tensorflow
+from compression import gate, recipe, source
+from compression.errors import ConversionError, RecipeError, UnsupportedLayerError
+from compression.gate import Report
+from compression.source import Source
+from contract import tensors
+from contract.training import TrainingSpec
+from coordinator.client import Bundle, Gate, JobContext, Version
+
+logger = logging.getLogger(__name__)
+
+
+class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to compress.
+
+    Attributes:
+        model, version: in the registry.
+        task: instead of the version's own.
+        recipe: see `compression.recipe`.
+        max_drop: accuracy, from 0 to 1, that a variant may lose on the validation samples.
+        options: kept beside the version; the data come from its snapshot.
+        pruning: fields of `compression.prune.PrunePlan` to change.
+        hardware_classes: that may run the bundle; empty means any.
+    """
+
+    model: str
+    version: int
+    task: str = ""
+    recipe: str = "full"
+    max_drop: float = 0.02
+    options: dict[str, Any] = {}
+    pruning: dict[str, Any] = {}
+    hardware_classes: list[str] = []
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training signature, or why there is none."""
+
+    content: bytes | None
+    spec: TrainingSpec | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant before the gate."""
+
+    name: str
+    content: bytes
+    report: Report
+
+
+def run(context: JobContext) -> dict[str, Any]:
+    """Compress; the answer is `{"variants": [names], "chosen": name, "bundle": {...}, "training": reason or ""}`.
+
+    Raises:
+        CompressionError: a wrong specification, a model that cannot be converted, or no variant that may ship.
+    """
+    spec = _spec(context.spec)
+    done = _finished(context, spec)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    context.report(0.02, "fetching the version")
+    origin = source.load(context.client, spec.model, spec.version, spec.task)
+    context.report(0.05, "loading TensorFlow")
+    use_tensorflow()
+    stages = _Progress(context, stages=len(recipe.check(spec.recipe)) + 3)
+    model = weights.build(origin.task, seed=0)
+    artifacts = recipe.make(spec.recipe, origin, model, recipe.plan(spec.pruning), on_stage=stages.begin)
+    stages.begin("exporting the training signature")
+    training = _training(model)
+    stages.begin("measuring in LiteRT")
+    candidates = _measure(origin, artifacts)
+    reports = {name: candidate.report for name, candidate in candidates.items()}
+    chosen = gate.choose(reports, max_drop=spec.max_drop)
+    for candidate in candidates.values():
+        _register(context, spec, candidate)
+    stages.begin(f"building the bundle of {chosen}")
+    bundle = _bundle(context, spec, origin, candidates[chosen], training)
+    seconds = round(time.monotonic() - started, 1)
+    logger.info("%s:%d: chose %s of %s in %.1f s", spec.model, spec.version, chosen, list(artifacts), seconds)
+    return _result(list(artifacts), chosen, bundle, training.refused, seconds)
+
+
+def _spec(fields: dict[str, Any]) -> CompressSpec:
+    try:
+        spec = msgspec.convert(fields, CompressSpec)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"specification of a compress job: {error}") from error
+    if not 0 <= spec.max_drop < 1:
+        raise RecipeError(f"specification of a compress job: max_drop {spec.max_drop} is outside [0, 1)")
+    recipe.check(spec.recipe)
+    recipe.plan(spec.pruning)
+    return spec
+
+
+def _finished(context: JobContext, spec: CompressSpec) -> dict[str, Any] | None:
+    """The result of an attempt that was killed after it had built its bundle."""
+    if not context.resumed:
+        return None
+    version: Version = context.client.get_version(spec.model, spec.version)
+    if not version.bundles:
+        return None
+    bundle = version.bundles[-1]
+    return _result([variant.name for variant in version.variants], bundle.variant, bundle, "", 0.0)
+
+
+def _result(variants: list[str], chosen: str, bundle: Bundle, refused: str, seconds: float) -> dict[str, Any]:
+    fields = msgspec.to_builtins(bundle)
+    return {"variants": variants, "chosen": chosen, "bundle": fields, "training": refused, "seconds": seconds}
+
+
+class _Progress:
+    """Stages to fractions: what is done when the next one begins."""
+
+    def __init__(self, context: JobContext, *, stages: int) -> None:
+        self._context = context
+        self._stages = stages + 2
+        self._begun = 0
+
+    def begin(self, message: str) -> None:
+        self._context.report(0.2 + 0.8 * min(1.0, self._begun / self._stages), message)
+        logger.info("%s", message)
+        self._begun += 1
+
+
+def _training(model: Any) -> Training:
+    """A model that no device can train still gets a bundle, for inference alone."""
+    from compression import training_export
+
+    try:
+        content, spec = training_export.export(model)
+    except (UnsupportedLayerError, ConversionError) as error:
+        logger.warning("no training signature: %s", error)
+        return Training(None, None, str(error))
+    return Training(content, spec)
+
+
+def _measure(origin: Source, artifacts: dict[str, bytes]) -> dict[str, Candidate]:
+    from compression import evaluate
+    from edge_agent.runtime import Runtime
+
+    candidates: dict[str, Candidate] = {}
+    base = float("nan")
+    for name, content in artifacts.items():
+        logits = Runtime(content).logits(origin.validation.x)
+        found = metrics.accuracy(logits, origin.validation.y)
+        base = found if name == recipe.FLOAT else base
+        sizes, latency = evaluate.sizes(content), evaluate.latency(content, origin.test.x)
+        report = Report(
+            accuracy=evaluate.accuracy(content, origin.test.x, origin.test.y),
+            validation_accuracy=found,
+            drop=base - found,
+            bytes=sizes.raw,
+            gzip_bytes=sizes.gzip,
+            zstd_bytes=sizes.zstd,
+            p50_us=latency.p50_us,
+            p95_us=latency.p95_us,
+            temperature=calibration.temperature(logits, origin.validation.y),
+        )
+        candidates[name] = Candidate(name, content, report)
+    return candidates
+
+
+def _register(context: JobContext, spec: CompressSpec, candidate: Candidate) -> None:
+    reasons = gate.reasons(candidate.report, max_drop=spec.max_drop)
+    context.client.create_variant(
+        spec.model,
+        spec.version,
+        name=candidate.name,
+        tflite_sha256=context.client.put_blob(candidate.content).sha256,
+        report=msgspec.to_builtins(candidate.report),
+        gate=Gate(passed=not reasons, reasons=reasons),
+    )
+
+
+def _bundle(context: JobContext, spec: CompressSpec, origin: Source, chosen: Candidate, training: Training) -> Bundle:
+    from compression import evaluate, parts
+
+    client, content, temperature = context.client, chosen.content, chosen.report.temperature
+    files = {
+        "inference": content,
+        "transform": origin.transform.spec.encode(),
+        "golden": parts.golden(origin, content),
+    }
+    if training.content is not None:
+        files |= {"training": training.content, "weights": tensors.dump(origin.weights)}
+    if origin.version.reference_sha256 is None:
+        files["profile"] = parts.reference(
+            origin.transform, content, temperature, edges=origin.train, seen=origin.validation
+        )
+    stored = {role: client.put_blob(data).sha256 for role, data in files.items()}
+    if origin.version.reference_sha256 is not None:
+        stored["profile"] = origin.version.reference_sha256
+    return client.create_bundle(
+        spec.model,
+        spec.version,
+        chosen.name,
+        parts=stored,
+        labels=list(origin.task.labels),
+        temperature=temperature,
+        golden_tolerance=parts.golden_tolerance(evaluate.output_step(content)),
+        training=training.spec,
+        hardware_classes=spec.hardware_classes,
+    )

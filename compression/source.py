@@ -1,0 +1,83 @@
+"""What compression starts from: a version's weights, and the task, data and transform of the line it comes from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cloud.learning import snapshot
+from cloud.learning.task import Task, load_task
+from compression.errors import RecipeError
+from contract import tensors, transform
+from coordinator.client import Client, Version
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one part: raw, as model input (float32), and their classes."""
+
+    raw: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that variants and a bundle are made from.
+
+    A federated version has no data of its own: snapshot and transform are those of the nearest ancestor that has them.
+    """
+
+    version: Version
+    task: Task
+    weights: tensors.Arrays
+    transform: transform.Transform
+    train: Part
+    validation: Part
+    test: Part
+
+
+def load(client: Client, model: str, version: int, task: str = "") -> Source:
+    """Fetch what is needed, digests checked on the way.
+
+    Args:
+        client: of the coordinator.
+        model: its name.
+        version: of the model.
+        task: instead of the one that the version names.
+
+    Raises:
+        RecipeError: no ancestor has a snapshot or a transform.
+        TaskError, DataError, TensorError: parts that cannot be used.
+    """
+    line = list(_line(client, model, version))
+    snapshot_sha256 = _nearest(line, "data snapshot", [entry.snapshot_sha256 for entry in line])
+    transform_sha256 = _nearest(line, "transform", [entry.details.get("transform_sha256") for entry in line])
+    executor = transform.Transform(transform.decode(client.get_blob(transform_sha256)))
+    record = next((found for found in client.snapshots() if found.sha256 == snapshot_sha256), None)
+    if record is None:
+        raise RecipeError(f"{model}:{version}: the registry has no snapshot {snapshot_sha256}")
+    data = snapshot.load(snapshot.manifest_of(record.manifest), client.get_blob)
+    parts = {}
+    for name in ("train", "validation", "test"):
+        mine = data["part"] == name
+        parts[name] = Part(data["x"][mine], executor.apply(data["x"][mine]), data["y"][mine])
+    weights = tensors.load(client.get_blob(line[0].weights_sha256))
+    return Source(line[0], load_task(task or line[0].task), weights, executor, **parts)
+
+
+def _line(client: Client, model: str, version: int) -> Iterator[Version]:
+    """The version and its ancestors, nearest first; of several parents the first."""
+    number: int | None = version
+    while number is not None:
+        found = client.get_version(model, number)
+        yield found
+        number = found.parents[0] if found.parents else None
+
+
+def _nearest(line: list[Version], what: str, values: list[Any]) -> str:
+    for value in values:
+        if value:
+            return str(value)
+    raise RecipeError(f"{line[0].model}:{line[0].version}: neither it nor an ancestor has a {what}")

@@ -1,0 +1,67 @@
+"""The registry behind the names of `coordinator.client.Client`, in this process: the real service, without HTTP."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from contract.messages import BlobRef
+from coordinator import records
+from coordinator.client import JobContext
+from coordinator.registry import bundling
+from coordinator.registry.service import Registry
+from coordinator.storage import Blobs, Storage, metadata, open_engine
+
+
+class RegistryClient:
+    """What the train, compress and evaluate jobs call. Close it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._engine = open_engine(f"sqlite:///{folder / 'registry.sqlite'}")
+        metadata.create_all(self._engine)
+        self.blobs = Blobs(f"file://{folder / 'blobs'}")
+        self.registry = Registry(Storage(self._engine, self.blobs), self._request)
+        self.requested: list[str] = []
+
+    def _request(self, _connection: Any, *, sha256: str, **_others: Any) -> None:
+        self.requested.append(sha256)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def put_blob(self, data: bytes) -> BlobRef:
+        return self.blobs.put(data)
+
+    def get_blob(self, sha256: str) -> bytes:
+        return self.blobs.get(sha256)
+
+    def create_snapshot(self, **fields: Any) -> records.Snapshot:
+        return self.registry.create_snapshot(**fields)
+
+    def snapshots(self) -> list[records.Snapshot]:
+        return self.registry.snapshots()
+
+    def create_version(self, model: str, **fields: Any) -> records.Version:
+        return self.registry.create_version(model, **fields)
+
+    def get_version(self, model: str, version: int) -> records.Version:
+        return self.registry.version(model, version)
+
+    def create_variant(self, model: str, version: int, **fields: Any) -> records.Variant:
+        return self.registry.create_variant(model, version, **fields)
+
+    def create_bundle(self, model: str, version: int, variant: str, **fields: Any) -> records.Bundle:
+        return self.registry.create_bundle(model, version, variant, msgspec.convert(fields, bundling.Recipe))
+
+
+def context(client: RegistryClient, folder: Path, job: str, spec: dict[str, Any], log: list[Any]) -> JobContext:
+    """A job's context whose reports go to `log`."""
+    return JobContext(
+        id=job,
+        spec=spec,
+        folder=folder,
+        state=folder,
+        client=client,  # type: ignore[arg-type]  # the same methods, without HTTP
+        resumed=False,
+        report=lambda fraction, message: log.append((fraction, message)),
+    )
