@@ -256,6 +256,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("offered_at", sa.Float(), nullable=True),
+        sa.Column("previous", sa.JSON(), nullable=True),
         sa.Column("updated_at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_rollout_devices_rollout")),
         sa.PrimaryKeyConstraint("rollout", "device", name=op.f("pk_rollout_devices")),

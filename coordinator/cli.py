@@ -1,0 +1,76 @@
+"""`fieldfare serve`: start a coordinator."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.commands import STATE, AsJson, State
+
+app = typer.Typer(help="Start a coordinator: broker, control plane and signer.", invoke_without_command=True)
+
+
+class Role(StrEnum):
+    """What a process does; `all` starts the others and looks after them."""
+
+    all = "all"
+    broker = "broker"
+    coordinator = "coordinator"
+    signer = "signer"
+
+
+class Broker(StrEnum):
+    """Which MQTT broker."""
+
+    embedded = "embedded"
+    mosquitto = "mosquitto"
+
+
+@app.callback()
+def serve(
+    state: State = STATE,
+    role: Annotated[Role, typer.Option(help="One role alone, or all under a supervisor.")] = Role.all,
+    broker: Annotated[Broker | None, typer.Option(help="MQTT broker; kept in coordinator.toml.")] = None,
+    signer_state: Annotated[
+        Path | None, typer.Option(help="The signer's folder with its keys; elsewhere in production.")
+    ] = None,
+    init_only: Annotated[bool, typer.Option("--init-only", help="Make the state folder and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a coordinator; its state folder is made on first use.
+
+    It listens on 127.0.0.1 and logs on stderr. Stop it with Ctrl-C or SIGTERM.
+
+    Example: fieldfare serve --state state --broker mosquitto
+    """
+    from coordinator import roles, setup, supervisor
+
+    roles.log_to_stderr()
+    state, folder = state.resolve(), (signer_state or state / "signer").resolve()
+    if role in {Role.all, Role.coordinator}:
+        keys = folder if role is Role.all else None  # the signer's keys are not made where it does not run
+        config = setup.init(state, broker=broker.value if broker else None, signer_state=keys)
+        if role is Role.all:
+            _tell(state, config.host, config.api_port, config.broker_port, as_json=as_json)
+    if init_only:
+        return
+    match role:
+        case Role.all:
+            supervisor.run(state, folder)
+        case Role.broker:
+            roles.broker(state)
+        case Role.coordinator:
+            roles.coordinator(state)
+        case Role.signer:
+            roles.signer(state, folder)
+
+
+def _tell(state: Path, host: str, api_port: int, broker_port: int, *, as_json: bool) -> None:
+    from coordinator.commands import print_json
+
+    url, broker = f"https://{host}:{api_port}", f"{host}:{broker_port}"
+    if as_json:
+        print_json({"state": str(state), "url": url, "broker": broker})
+    else:
+        typer.echo(f"coordinator {url}, broker {broker}, state {state}", err=True)

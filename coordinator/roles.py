@@ -1,0 +1,82 @@
+"""What each process of a coordinator does: broker, coordinator (API, gateway, loops), signer."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from coordinator import config as configuration
+from coordinator.api import Tokens
+from coordinator.supervisor import PARENT
+
+logger = logging.getLogger(__name__)
+
+
+def log_to_stderr() -> None:
+    """Configure logging for a process of its own."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def end_with_parent() -> None:
+    """If a supervisor started this process, end when that one is gone, as if by SIGTERM."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        logger.warning("the supervisor is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def broker(state: Path) -> None:
+    """Run the configured broker until SIGTERM.
+
+    Raises:
+        SetupError: a port that is taken, or a program that is missing.
+    """
+    if configuration.load(state).broker == "mosquitto":
+        from coordinator.broker import mosquitto
+
+        mosquitto.run(state)
+    from coordinator.broker import embedded
+
+    end_with_parent()
+    embedded.run(state)
+
+
+def coordinator(state: Path) -> None:
+    """Run API, gateway, job runner and the other loops until SIGTERM.
+
+    Raises:
+        SetupError: a port that is taken, or a state folder that is not whole.
+    """
+    from coordinator.app import serve
+
+    end_with_parent()
+    serve(state)
+
+
+def signer(state: Path, folder: Path) -> None:
+    """Run the signer until SIGTERM.
+
+    Raises:
+        SetupError: keys that cannot be read, or a coordinator that trusts another signer.
+    """
+    from coordinator.signing import signer as signing
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    end_with_parent()
+    config = configuration.load(state)
+    url = f"https://{config.host}:{config.api_port}"
+    signing.run(folder, url, state / "pki" / "ca.crt", Tokens.load(state).signer, stop=stop)
