@@ -37,7 +37,7 @@ def router(fleet: Fleet) -> APIRouter:
 
     @routes.get("")
     def list_devices(cohort: str = "all") -> Response:
-        return answer(fleet.list(cohort))
+        return answer(fleet.find(cohort))
 
     @routes.get("/{name}")
     def get_device(name: str) -> Response:

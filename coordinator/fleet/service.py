@@ -63,7 +63,7 @@ class Fleet:
         token = secrets.token_urlsafe(32)
         now = self._clock()
         expires_at = now + self._config.token_hours * 3600.0
-        values = {"tags": cohorts.check_tags(tags or {}), "hardware_class": hardware_class}
+        values: dict[str, Any] = {"tags": cohorts.check_tags(tags or {}), "hardware_class": hardware_class}
         values |= {"token_sha256": _digest(token), "token_expires_at": expires_at}
         with self._engine.begin() as connection:
             if not insert_once(connection, devices, {"name": name, "created_at": now, **values}):
@@ -107,14 +107,14 @@ class Fleet:
             raise NotFoundError(f"no device {name[:64]!r}; add it with: fieldfare devices add")
         return _record(row)
 
-    def list(self, cohort: str = "all") -> list[Device]:
+    def find(self, cohort: str = "all") -> list[Device]:
         """Devices of a cohort by name, those that are expected but not enrolled too."""
         query = cohorts.parse(cohort)
         with self._engine.begin() as connection:
             rows = connection.execute(select(devices).order_by(devices.c.name)).mappings().all()
         return [_record(row) for row in rows if _matches(query, row)]
 
-    def members(self, connection: Connection, cohort: str) -> "list[str]":
+    def members(self, connection: Connection, cohort: str) -> list[str]:
         """Names of the enrolled devices of a cohort, sorted.
 
         Raises:
@@ -176,7 +176,7 @@ class Fleet:
         found = connection.execute(select(devices.c.desired).where(devices.c.name == device)).scalar()
         return msgspec.convert(found, Desired) if found else None
 
-    def unpublished(self, connection: Connection) -> "list[tuple[str, Desired]]":
+    def unpublished(self, connection: Connection) -> list[tuple[str, Desired]]:
         """Devices whose desired state the broker does not hold yet."""
         stale = devices.c.desired_revision > devices.c.published_revision
         rows = connection.execute(select(devices.c.name, devices.c.desired).where(stale).order_by(devices.c.name))

@@ -33,6 +33,7 @@ rollout_devices = Table(
     Column("state", String(16), nullable=False),  # pending | offered | activated | refused | timed-out | withdrawn
     Column("reason", Text, nullable=False, default=""),
     Column("offered_at", Float, nullable=True),
+    Column("previous", Json, nullable=True),  # the bundle that was desired before, for a device that fails
     Column("updated_at", Float, nullable=False),
 )
 
