@@ -52,6 +52,7 @@ class Agent:
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._state = State(folder.state, outbox_id=uuid.uuid4().hex)
+        self._state.put("connected", False)  # a killed agent could not say so
         self._serving = Serving()
         self._session = Session(
             self._config.device,

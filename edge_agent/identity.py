@@ -3,8 +3,9 @@
 import ssl
 from pathlib import Path
 
-from contract import codec, signatures
+from contract import codec
 from contract.messages import Receipt, SignedReceipt
+from edge_agent import signing
 from edge_agent.config import Folder
 from edge_agent.errors import ConfigError
 
@@ -26,14 +27,8 @@ class Identity:
 
     def sign(self, receipt: Receipt) -> SignedReceipt:
         """The receipt as bytes, and this device's signature over those bytes."""
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        key = load_pem_private_key(self._folder.key.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigError(f"{self._folder.key}: not an elliptic-curve key; enrol this device again")
         payload = codec.encode(receipt)
-        return SignedReceipt(payload=payload, signature=signatures.sign(key, payload))
+        return SignedReceipt(payload=payload, signature=signing.sign(self._folder.key, payload))
 
     def tls(self) -> ssl.SSLContext:
         """TLS for the broker: its certificate is checked against the fleet's CA, ours is shown.

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -117,7 +118,8 @@ def main() -> None:
         _write(stdout, Ask(name))
         return _read(stdin, Content).content
 
-    _write(stdout, _check(task, fetch))
+    with suppress(BrokenPipeError, struct.error):  # the parent died; so do we, without a word
+        _write(stdout, _check(task, fetch))
 
 
 def _check(task: Task, fetch: Callable[[str], bytes | None]) -> Target | Failure:
@@ -146,6 +148,8 @@ def _check(task: Task, fetch: Callable[[str], bytes | None]) -> Target | Failure
         info = updater.get_targetinfo(task.target)
     except RepositoryError as error:
         return Failure(f"{type(error).__name__}: {error}", trust=True)
+    except BrokenPipeError:
+        raise
     except (DownloadError, OSError) as error:
         return Failure(f"{type(error).__name__}: {error}", trust=False)
     if info is None or "sha256" not in info.hashes:

@@ -166,7 +166,7 @@ def test_an_agent_that_is_killed_while_it_updates_activates_once(coordinator: Co
         agent.wait(lambda v=version: [r.bundle.version for r in coordinator.receipts(agent.certificate)][v - 1 :])
         agent.kill()
     agent.start()
-    agent.wait(lambda: read(agent.folder.root).pending_reports == 0)
+    agent.wait(lambda: (status := read(agent.folder.root)).connected and not status.pending_reports)
     receipts = coordinator.receipts(agent.certificate)
     assert [(receipt.outcome, receipt.bundle.version) for receipt in receipts] == [
         ("activated", version) for version in range(1, 5)
