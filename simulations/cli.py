@@ -1,0 +1,120 @@
+"""`fieldfare simulate`: federated rounds over virtual clients, in this process."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from contract.bundle import Bundle
+    from simulations.run import RoundScore
+
+app = typer.Typer(
+    help="Federated rounds over virtual clients.",
+    context_settings={"allow_interspersed_args": True},
+)
+
+
+@app.callback(invoke_without_command=True)
+def simulate(
+    task: Annotated[str, typer.Argument(help="Task: a folder, an installed name, or a package.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle file with a training part.")] = None,
+    model: Annotated[str, typer.Option(help="Without --bundle: NAME or NAME:VERSION in the registry.")] = "",
+    state: Annotated[Path, typer.Option(envvar="FIELDFARE_STATE", help="State folder of the coordinator.")] = Path(
+        "state"
+    ),
+    clients: Annotated[int, typer.Option(help="Virtual clients.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Training rounds.")] = 5,
+    fraction: Annotated[float, typer.Option(help="Share of the clients that trains in a round.")] = 1.0,
+    alpha: Annotated[float | None, typer.Option(help="Dirichlet label skew; without it, clients are alike.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over a client's samples in a round.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Momentum of the local SGD.")] = 0.9,
+    proximal_mu: Annotated[float, typer.Option(help="Above zero: FedProx with this strength.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of partition, sampling and shuffles.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Deal a task's training samples out to virtual clients and train by Flower's strategy.
+
+    The clients run the agent's own training loop on the bundle's training signature; accuracy is on the task's test
+    part.
+
+    Example: fieldfare simulate digits --bundle digits.zip --clients 20 --rounds 5 --fraction 0.5 --alpha 0.5
+    """
+    from cloud.errors import CloudError
+    from cloud.learning.task import load_task
+    from coordinator.client import ClientError
+    from coordinator.rounds.settings import RunConfig
+    from edge_agent.errors import AgentError
+    from simulations.errors import SimulationError
+    from simulations.run import Samples, Scenario
+    from simulations.run import simulate as run
+
+    config = RunConfig(
+        rounds=rounds,
+        fraction=fraction,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        proximal_mu=proximal_mu,
+        seed=seed,
+    )
+    started = time.monotonic()
+    try:
+        loaded = load_task(task)
+        data = loaded.load_data()
+        parts = {name: data["part"] == name for name in ("train", "test")}
+        train, test = (Samples(data["x"][parts[name]], data["y"][parts[name]]) for name in ("train", "test"))
+        outcome = run(
+            _bundle(bundle, model or loaded.name, state),
+            train,
+            test,
+            Scenario(clients, alpha, config),
+            on_score=(lambda _score: None) if as_json else _show,
+            on_progress=_progress if sys.stderr.isatty() and not as_json else (lambda _kind, _done: None),
+        )
+    except (AgentError, ClientError, CloudError, SimulationError) as error:
+        _fail(str(error))
+    seconds = time.monotonic() - started
+    if as_json:
+        scores = [vars(score) for score in outcome.scores]
+        result = {"task": loaded.name, "rounds": scores, "client_samples": outcome.sizes, "seconds": seconds}
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        smallest, largest = min(outcome.sizes), max(outcome.sizes)
+        typer.echo(f"{clients} clients with {smallest} to {largest} samples, {seconds:.1f} s")
+
+
+def _bundle(path: Path | None, model: str, state: Path) -> "Bundle":
+    from contract import bundle
+
+    if path is not None:
+        return bundle.unpack(path.read_bytes())
+    from coordinator.client import Client
+
+    name, _, wanted = model.partition(":")
+    if wanted and not wanted.isdigit():
+        _fail(f"--model {model}: give NAME or NAME:VERSION, for example digits:1")
+    with Client.from_state(state, retry_s=5.0) as client:
+        found = [each for each in client.bundles() if each.model == name and wanted in {"", str(each.version)}]
+        if not found:
+            _fail(f"no bundle of {model} is registered; build one, or give --bundle FILE")
+        return bundle.unpack(client.get_blob(max(found, key=lambda each: (each.version, each.created_at)).sha256))
+
+
+def _show(score: "RoundScore") -> None:
+    name = "base" if score.round == 0 else f"round {score.round}"
+    typer.echo(f"{name:<9} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}  ({score.clients} clients)")
+
+
+def _progress(kind: str, done: int) -> None:
+    sys.stderr.write(f"\r{kind} {done} ")
+    sys.stderr.flush()
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"fieldfare: {message}\n")
+    raise typer.Exit(1)
