@@ -1,0 +1,152 @@
+"""The gateway's socket: one MQTT session of the coordinator, over mutual TLS."""
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from contract import topics
+from coordinator.config import Config
+from coordinator.errors import SetupError
+from coordinator.fleet.service import Fleet
+from coordinator.gateway.core import Core, Handler, Instructions, Outgoing
+from coordinator.gateway.counters import Counters
+from coordinator.signing.service import Signing
+from coordinator.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_S = 30
+RECONNECT_S = (1, 5)  # shortest and longest pause between two attempts
+ACK_TIMEOUT_S = 10.0  # how long a tick waits for the broker
+
+
+class Gateway:
+    """Carries messages between the broker and the services. `start`, then `tick` often, then `stop`."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: Path,
+        *,
+        storage: Storage,
+        fleet: Fleet,
+        signing: Signing,
+        handlers: Mapping[type, Handler],
+        instructions: Instructions,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Compose the gateway; nothing is opened yet.
+
+        Args:
+            config: where the broker is.
+            state: the coordinator's folder, with its certificate.
+            storage, fleet, signing: what messages are about.
+            handlers: by type of a report's body; each joins the transaction that notes the report.
+            instructions: what the rounds want carried.
+            clock: seconds since the epoch.
+        """
+        self._config = config
+        self._core = Core(storage, fleet, signing, handlers, instructions)
+        self._clock = clock
+        self._connected = threading.Event()
+        self._fresh = threading.Event()  # connected since the last tick
+        self._lost = False  # and the broker did not remember us
+        self._client = self._make_client(state / "pki")
+
+    @property
+    def counters(self) -> Counters:
+        """What was taken and dropped; a Prometheus collector."""
+        return self._core.counters
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._connected.is_set()
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost."""
+        self._client.connect_async(self._config.host, self._config.broker_port, KEEPALIVE_S)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect; the broker keeps what comes for us."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._connected.clear()
+
+    def tick(self, now: float) -> None:
+        """Publish what is new. A failure leaves it for the next tick."""
+        if not self.connected:
+            return
+        if self._fresh.is_set():
+            self._fresh.clear()
+            self._core.reconnected(session_lost=self._lost)
+        messages, published = self._core.tick(now)
+        if self._publish(messages):
+            published()
+
+    def _publish(self, messages: Iterable[Outgoing]) -> bool:
+        """Publish at QoS 1; whether the broker has acknowledged all of them."""
+        infos = [self._client.publish(m.topic, m.payload, qos=1, retain=m.retain) for m in messages]
+        deadline = time.monotonic() + ACK_TIMEOUT_S
+        for info in infos:
+            if info.rc != mqtt.MQTT_ERR_SUCCESS:
+                return False
+            info.wait_for_publish(max(0.0, deadline - time.monotonic()))
+            if not info.is_published():
+                return False
+        return True
+
+    def _make_client(self, pki: Path) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=topics.COORDINATOR,
+            clean_session=False,
+            protocol=mqtt.MQTTv311,
+        )
+        # An exception in a callback would end paho's thread without a word; ours are caught where they happen.
+        client.suppress_exceptions = True
+        try:
+            context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+            context.load_cert_chain(pki / f"{topics.COORDINATOR}.crt", pki / f"{topics.COORDINATOR}.key")
+        except (OSError, ssl.SSLError) as error:
+            raise SetupError(
+                f"{pki}: no readable certificate of the coordinator ({error}); run: fieldfare serve"
+            ) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        client.tls_set_context(context)
+        client.reconnect_delay_set(*RECONNECT_S)
+        client.max_queued_messages_set(100_000)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        return client
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, flags: Any, code: Any, _properties: Any) -> None:
+        if code.is_failure:
+            logger.error("the broker refused the coordinator: %s", code)
+            return
+        client.subscribe(topics.all_up(), qos=1)
+        self._lost = not flags.session_present
+        self._fresh.set()
+        self._connected.set()
+        logger.info("connected to the broker on %s:%d", self._config.host, self._config.broker_port)
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        self._connected.clear()
+        logger.warning("the connection to the broker ended: %s", code)
+
+    def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            for answer in self._core.receive(message.topic, bytes(message.payload), self._clock()):
+                client.publish(answer.topic, answer.payload, qos=1, retain=answer.retain)
+        except Exception:
+            # Nothing was committed and nothing is acknowledged: the agent sends the report again.
+            logger.exception("a message on %.160s could not be handled", message.topic)
