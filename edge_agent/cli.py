@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     enrol.add_argument(
         "--token-file", type=Path, help="file with the one-time token; else the variable FIELDFARE_TOKEN"
     )
-    enrol.add_argument("--hardware-class", default="generic", help="bundles may be made for some classes only")
+    enrol.add_argument(
+        "--hardware-class",
+        default=platform.machine().lower().replace("_", "-") or "generic",
+        help="bundles may be made for some classes only (default: %(default)s)",
+    )
     enrol.add_argument("--json", action="store_true", help="print JSON")
     run = _command(commands, "run", _run, "Run the agent until SIGTERM.")
     run.add_argument("--verbose", action="store_true", help="log what is done, on standard error")

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 from contract import codec, limits, topics
@@ -254,7 +253,6 @@ def _read_root(path: Path) -> bytes:
 
 
 def _runtime_version() -> str:
-    try:
-        return f"ai-edge-litert {metadata.version('ai-edge-litert')}"
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    import ai_edge_litert
+
+    return f"ai-edge-litert {ai_edge_litert.__version__}"

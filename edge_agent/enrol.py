@@ -26,7 +26,6 @@ _ANSWER_BYTES = 256 * 1024
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the device sends: the token is spent by it."""
 
-    device: str
     token: str
     csr: str
     hardware_class: str
@@ -39,7 +38,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     ca: str
     broker_host: str
     broker_port: int
-    tuf_root: str
+    root: str
 
 
 def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_class: str) -> Config:
@@ -68,12 +67,12 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
     if folder.config.exists():
         raise ConfigError(f"{root} is enrolled already; choose another --state, or remove that folder first")
     key = _key(folder.key)
-    request = Request(device=device, token=token, csr=_request(key, device), hardware_class=hardware_class)
+    request = Request(token=token, csr=_request(key, device), hardware_class=hardware_class)
     answer = _post(url, ca, request)
     _check(answer, key, device)
     write_atomically(folder.certificate, answer.certificate.encode())
     write_atomically(folder.ca, answer.ca.encode())
-    write_atomically(folder.tuf_root, base64.b64decode(answer.tuf_root))
+    write_atomically(folder.tuf_root, base64.b64decode(answer.root))
     enrolment = {"device": device, "url": url, "hardware_class": hardware_class}
     write_atomically(folder.enrolment, json.dumps(enrolment, indent=2).encode())
     config = Config(
@@ -139,7 +138,7 @@ def _sentence(content: bytes) -> str:
 def _check(answer: Answer, key: ec.EllipticCurvePrivateKey, device: str) -> None:
     try:
         certificate = x509.load_pem_x509_certificate(answer.certificate.encode())
-        base64.b64decode(answer.tuf_root, validate=True)
+        base64.b64decode(answer.root, validate=True)
     except ValueError as error:
         raise EnrolmentError(f"the coordinator's answer cannot be read: {error}") from error
     names = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
