@@ -4,10 +4,12 @@ Errors that a person can mend become one sentence on stderr; only this module ca
 """
 
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import NoReturn
 
 GROUP = "fieldfare.commands"
+PACKAGES = {"cloud", "compression", "contract", "coordinator", "edge_agent", "fieldfare", "simulations"}
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     _run(app)
 
 
-def _version_option():  # type: ignore[no-untyped-def]  # typer reads the inner signature
+def _version_option() -> Callable[..., None]:
     import typer
 
     def show(value: bool) -> None:
@@ -50,19 +52,18 @@ def _version_option():  # type: ignore[no-untyped-def]  # typer reads the inner 
 
 
 def _run(app: object) -> None:
-    from contract.errors import ContractError
-    from coordinator.errors import CoordinatorError
-
     try:
         app()  # type: ignore[operator]  # a typer.Typer
-    except (CoordinatorError, ContractError) as error:
-        _fail(str(error))
     except ModuleNotFoundError as error:
         _fail(f"this command needs a package that is not installed: {error.name}; pip install 'fieldfare[all]'")
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in PACKAGES:
+            raise
+        _fail(str(error))  # an error that we raise on purpose says what, where, and what to do
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:

@@ -1,5 +1,6 @@
 """Messages survive the wire, bad bytes are refused, and golden files pin what the bytes are."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -88,10 +89,8 @@ def test_a_truncated_message_is_refused_at_every_length(name: str) -> None:
 @example(b"\xc1")
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
     for kind in messages.UP.values():
-        try:
+        with contextlib.suppress(WireError):
             assert isinstance(codec.decode(data, kind), kind)
-        except WireError:
-            pass
 
 
 @given(st.sampled_from(sorted(MESSAGES)), st.data())
@@ -99,10 +98,8 @@ def test_a_flipped_byte_never_escapes_the_wire_errors(name: str, data: st.DataOb
     message = MESSAGES[name]
     payload = bytearray(codec.encode(message))
     payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(WireError):
         codec.decode(bytes(payload), type(message))
-    except WireError:
-        pass
 
 
 def test_a_message_over_the_limit_is_not_even_decoded() -> None:

@@ -74,7 +74,14 @@ def test_estimated_accuracy_is_the_mean_confidence() -> None:
     assert np.isnan(profile.estimated_accuracy(profile.zero(SPEC)))
 
 
-GOOD = Counts(samples=2, features=[[1, 1, 0], [2, 0]], missing=[0, 0], predictions=[1, 1, 0], confidence=[0, 0, 1, 1], confidence_sum=10)  # fmt: skip
+GOOD = Counts(
+    samples=2,
+    features=[[1, 1, 0], [2, 0]],
+    missing=[0, 0],
+    predictions=[1, 1, 0],
+    confidence=[0, 0, 1, 1],
+    confidence_sum=10,
+)
 
 
 @pytest.mark.parametrize(

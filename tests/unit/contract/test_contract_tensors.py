@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import numpy as np
@@ -37,10 +38,8 @@ def test_the_same_arrays_give_the_same_bytes() -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_load_or_are_refused(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ContractError):
         tensors.load(data)
-    except ContractError:
-        pass
 
 
 def test_a_truncated_file_is_refused_at_every_length() -> None:
