@@ -13,11 +13,14 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from contract.messages import ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from coordinator import api, config, overview, records
 from coordinator.config import Config
 from coordinator.errors import SetupError
 from coordinator.fleet import routes as fleet_routes
 from coordinator.fleet.service import Fleet
+from coordinator.gateway.core import Handler
+from coordinator.gateway.service import Gateway
 from coordinator.jobs import routes as job_routes
 from coordinator.jobs.runner import Runner
 from coordinator.jobs.service import Jobs
@@ -36,6 +39,7 @@ from coordinator.signing import routes as signing_routes
 from coordinator.signing.service import Signing
 from coordinator.storage import Blobs, Storage, open_engine
 
+GATEWAY_TICK_S = 0.05  # devices that pull wait for it
 GRACE_S = 5.0  # requests that are being answered when the coordinator is asked to end
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ class Services:
     rollouts: Rollouts
     rounds: Rounds
     monitoring: Monitoring
+    gateway: Gateway
 
 
 def compose(state: Path) -> Services:
@@ -68,7 +73,15 @@ def compose(state: Path) -> Services:
     fleet = Fleet(storage, settings, Authority.load(state))
     jobs = Jobs(storage, state / "jobs")
     rounds = Rounds(storage, jobs=jobs, cohort=fleet.members, smallest_cohort=settings.smallest_cohort)
+    rollouts = Rollouts(storage, fleet, signing)
     answer = RunOnCohort(rounds, settings.policy)
+    monitoring = Monitoring(storage, settings, answer=answer, cohort=fleet.members)
+    handlers: dict[type, Handler] = {
+        SignedReceipt: rollouts.on_receipt,
+        ProfileWindow: monitoring.on_profile_window,
+        UploadBlock: rounds.on_upload_block,
+        RoundReply: rounds.on_round_reply,
+    }
     return Services(
         config=settings,
         storage=storage,
@@ -76,9 +89,12 @@ def compose(state: Path) -> Services:
         jobs=jobs,
         fleet=fleet,
         signing=signing,
-        rollouts=Rollouts(storage, fleet, signing),
+        rollouts=rollouts,
         rounds=rounds,
-        monitoring=Monitoring(storage, settings, answer=answer, cohort=fleet.members),
+        monitoring=monitoring,
+        gateway=Gateway(
+            settings, state, storage=storage, fleet=fleet, signing=signing, handlers=handlers, instructions=rounds
+        ),
     )
 
 
@@ -105,11 +121,14 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
                 connection,
                 version=_version(),
                 started_at=started_at,
-                broker={**broker, "connected": False},
-                dropped={},
+                broker={**broker, "connected": services.gateway.connected},
+                dropped=services.gateway.counters.dropped(),
             )
 
-    return api.create_app(routes, tokens, status=status, metrics=lambda: overview.prometheus(status()))
+    def metrics() -> bytes:
+        return overview.prometheus(status(), services.gateway.counters)
+
+    return api.create_app(routes, tokens, status=status, metrics=metrics)
 
 
 def _version() -> str:
@@ -131,6 +150,7 @@ def serve(state: Path) -> None:
     try:
         app = web(services, api.Tokens.load(state), started_at=time.time())
         with _listen(services.config.host, services.config.api_port) as listener:
+            services.gateway.start()
             for loop in loops:
                 loop.start()
             try:
@@ -138,6 +158,7 @@ def serve(state: Path) -> None:
             finally:
                 for loop in loops:
                     loop.stop()
+                services.gateway.stop()
                 runner.stop()
     finally:
         services.storage.engine.dispose()
@@ -152,6 +173,7 @@ def _loops(services: Services, runner: Runner) -> list[Loop]:
     return [
         Loop("jobs", lambda _now: runner.tick()),
         Loop("fleet", fleet),
+        Loop("gateway", services.gateway.tick, every_s=GATEWAY_TICK_S),
         Loop("monitoring", services.monitoring.tick),
     ]
 

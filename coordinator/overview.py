@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Column, Connection, func, select
 
@@ -59,10 +59,11 @@ def _by_state(connection: Connection, column: Column[str]) -> dict[str, int]:
     return {str(state): number for state, number in rows}
 
 
-def prometheus(status: records.Status) -> bytes:
-    """The same as Prometheus text."""
+def prometheus(status: records.Status, *others: Collector) -> bytes:
+    """The same as Prometheus text, and what other collectors count."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Numbers(status))
+    for collector in (_Numbers(status), *others):
+        registry.register(collector)
     return bytes(generate_latest(registry))
 
 
@@ -73,18 +74,12 @@ class _Numbers(Collector):
     def collect(self) -> list[Metric]:
         """One family for each number of the status."""
         status = self._status
-        dropped = CounterMetricFamily(
-            "fieldfare_messages_dropped", "Messages that the gateway dropped.", labels=["reason"]
-        )
-        for reason, number in status.dropped.items():
-            dropped.add_metric([reason], number)
         connected = GaugeMetricFamily("fieldfare_broker_connected", "Whether the gateway is connected to the broker.")
         connected.add_metric([], float(bool(status.broker.get("connected"))))
         waiting = GaugeMetricFamily("fieldfare_signatures_waiting", "Bundles that wait for the signer.")
         waiting.add_metric([], float(status.signing["waiting"]))
         return [
             connected,
-            dropped,
             waiting,
             _gauge("devices", "Devices.", status.devices),
             _gauge("jobs", "Jobs.", status.jobs),
