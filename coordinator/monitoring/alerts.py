@@ -13,7 +13,7 @@ from coordinator.records import Alert
 def every(connection: Connection, *, limit: int = 500) -> list[Alert]:
     """The newest alerts first."""
     query = select(table).order_by(table.c.created_at.desc(), table.c.id).limit(limit)
-    return [msgspec.convert(dict(row), Alert) for row in connection.execute(query).mappings()]
+    return [Alert(**{str(name): value for name, value in row.items()}) for row in connection.execute(query).mappings()]
 
 
 def covers(connection: Connection, bundle_sha256: str, devices: Collection[str]) -> bool:
