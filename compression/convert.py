@@ -53,7 +53,7 @@ def _converter(model: Any) -> Any:
     call = tf.function(lambda x: model(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
     # Variables must become constants first: the calibrator runs no initialiser for them.
     frozen = convert_variables_to_constants_v2(call.get_concrete_function())
-    return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+    return tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
 
 
 def _convert(converter: Any, what: str) -> bytes:

@@ -1,5 +1,6 @@
 """The training signature: same numbers as TensorFlow's own gradients, padding without effect, refusals by name."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,20 +8,26 @@ import numpy as np
 import pytest
 
 from cloud.learning.backend import use_tensorflow
+from compression.errors import UnsupportedLayerError
+from contract.training import names
+from edge_agent import training
 
 pytestmark = pytest.mark.slow
-use_tensorflow()
 
-import keras  # noqa: E402 after its backend was chosen
-import tensorflow as tf  # noqa: E402
+keras: Any = None  # with tf, L, weights and training_export: filled by the fixture, so that collection stays quick
+tf: Any = None
+L: Any = None
+weights: Any = None
+training_export: Any = None
 
-from cloud.learning import weights  # noqa: E402
-from compression import training_export  # noqa: E402
-from compression.errors import UnsupportedLayerError  # noqa: E402
-from contract.training import names  # noqa: E402
-from edge_agent import training  # noqa: E402
 
-L = keras.layers
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow() -> None:
+    use_tensorflow()
+    modules = globals()
+    modules.update(keras=importlib.import_module("keras"), tf=importlib.import_module("tensorflow"))
+    modules.update(L=modules["keras"].layers, weights=importlib.import_module("cloud.learning.weights"))
+    modules.update(training_export=importlib.import_module("compression.training_export"))
 
 
 def sequential(shape: tuple[int, ...], *layers: Any) -> Any:

@@ -1,0 +1,99 @@
+"""Loading a task: from a folder or a package, and what is said when something in it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from cloud.errors import TaskError
+from cloud.learning.task import ScaleStep, load_task
+
+TOML = """
+[task]
+name = "toy"
+labels = ["no", "yes"]
+input_shape = [2]
+[options]
+count = 8
+[transform]
+features = [{ op = "column", name = "first", index = 0 }]
+"""
+MODULE = """
+import numpy as np
+def build_model(keras):
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+def load_data(count):
+    part = np.array(["train", "validation", "test", "train"] * (count // 4))
+    return {"x": np.arange(2.0 * count).reshape(count, 2), "y": np.arange(count) % 2,
+            "device": np.full(count, "a"), "part": part}
+"""
+
+
+def write(folder: Path, toml: str = TOML, module: str = MODULE) -> str:
+    (folder / "fieldfare.toml").write_text(toml)
+    (folder / "task.py").write_text(module)
+    return str(folder)
+
+
+def test_a_folder_is_a_task(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path))
+    assert (task.name, task.labels, task.input_shape) == ("toy", ("no", "yes"), (2,))
+    assert len(task.load_data()["x"]) == 8
+    assert len(task.load_data(count=4)["x"]) == 4
+
+
+def test_a_package_is_a_task() -> None:
+    task = load_task("fieldfare.digits")
+    assert task.name == "digits"
+    assert isinstance(task.transform.steps[1], ScaleStep)
+    assert task.load_data(devices=3)["x"].shape[1:] == task.input_shape
+
+
+@pytest.mark.parametrize(
+    ("toml", "module", "message"),
+    [
+        ("[task]", MODULE, "missing required field `name`"),
+        (TOML + "\n[surprise]", MODULE, "unknown field `surprise`"),
+        ("not toml", MODULE, "fieldfare.toml"),
+        (TOML.replace('["no", "yes"]', '["no"]'), MODULE, "two or more different names"),
+        (TOML, "x = 1", "needs a function build_model"),
+        (TOML, "import nowhere_to_be_found", "nowhere_to_be_found"),
+        (TOML, "def build_model(:", "cannot be imported"),
+    ],
+)
+def test_a_broken_task_is_refused_with_the_place(tmp_path: Path, toml: str, module: str, message: str) -> None:
+    ref = write(tmp_path, toml, module)
+    with pytest.raises(TaskError, match=message):
+        load_task(ref)
+
+
+@pytest.mark.parametrize("ref", ["nothing-here", "no.such.package", "json", "json.decoder"])
+def test_an_unknown_task_is_refused(ref: str) -> None:
+    with pytest.raises(TaskError, match=ref.split(".", maxsplit=1)[0]):
+        load_task(ref)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('"x": np.arange(2.0 * count).reshape(count, 2)', "gave no"),
+        ('"y": np.arange(count) % 2', "integers from 0 to 1"),
+        ('"device": np.full(count, "a")', "different lengths"),
+        ('"part": part', "parts"),
+    ],
+)
+def test_wrong_data_are_refused_by_column(tmp_path: Path, change: str, message: str) -> None:
+    wrong = {
+        "gave no": '"z": 1',
+        "integers from 0 to 1": '"y": np.arange(count)',
+        "different lengths": '"device": np.full(3, "a")',
+        "parts": '"part": np.full(count, "train")',
+    }[message]
+    task = load_task(write(tmp_path, module=MODULE.replace(change, wrong)))
+    with pytest.raises(TaskError, match=message):
+        task.load_data()
+
+
+def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, TOML.replace("input_shape = [2]", "input_shape = [3]")))
+    with pytest.raises(TaskError, match=r"\(3,\)"):
+        task.load_data()

@@ -1,0 +1,186 @@
+"""The train, compress and evaluate jobs over the real registry: what is registered, and what the bundle can do."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloud.training import job as train_job
+from compression import evaluation_job
+from compression import job as compress_job
+from compression.errors import GateError, RecipeError
+from contract import bundle, tensors
+from edge_agent import training
+from edge_agent.runtime import Runtime
+from fieldfare.digits import camera, task
+from tests.fakes.registry_client import RegistryClient, context
+
+pytestmark = pytest.mark.slow
+
+TASK = "fieldfare.digits"
+
+
+@dataclasses.dataclass
+class Made:
+    client: RegistryClient
+    folder: Path
+    log: list[tuple[float, str]]
+    result: dict[str, Any]
+
+    def run(self, job: Any, id: str, spec: dict[str, Any], *, resumed: bool = False) -> dict[str, Any]:  # noqa: A002
+        given = context(self.client, self.folder, id, spec, self.log)
+        return job.run(dataclasses.replace(given, resumed=resumed))
+
+    def bundle(self, sha256: str) -> bundle.Bundle:
+        return bundle.unpack(self.client.get_blob(sha256))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    folder = tmp_path_factory.mktemp("registry")
+    client = RegistryClient(folder)
+    made = Made(client, folder, [], {})
+    spec = {"task": TASK, "model": "digits", "epochs": 12, "options": {"devices": 4}}
+    assert made.run(train_job, "train-1", spec) == {"model": "digits", "version": 1}
+    assert made.run(train_job, "train-1", spec) == {"model": "digits", "version": 1}
+    pruning = {"prune_epochs": 4, "cluster_epochs": 1}
+    spec = {"model": "digits", "version": 1, "pruning": pruning, "max_drop": 0.05}
+    made.result = made.run(compress_job, "compress-1", spec)
+    yield made
+    client.close()
+
+
+def test_the_version_says_what_it_was_made_from_and_how_good_it_is(made: Made) -> None:
+    version = made.client.get_version("digits", 1)
+    assert version.snapshot_sha256 == made.client.snapshots()[0].sha256
+    assert version.metrics["test"]["accuracy"] > 0.9
+    assert set(version.metrics["test"]["devices"]) == {"meter-1", "meter-2", "meter-3", "meter-4"}
+    assert list(tensors.load(made.client.get_blob(version.weights_sha256)))[:2] == [
+        "digits/edges/kernel",
+        "digits/edges/bias",
+    ]
+
+
+def test_progress_never_goes_back_within_a_job(made: Made) -> None:
+    starts = [index for index, (fraction, _) in enumerate(made.log) if fraction == 0.02]
+    for begin, end in zip(starts, [*starts[1:], len(made.log)], strict=True):
+        fractions = [fraction for fraction, _ in made.log[begin:end]]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] <= 1
+
+
+def test_every_variant_is_measured_and_the_smallest_that_passes_is_chosen(made: Made) -> None:
+    variants = {variant.name: variant for variant in made.client.get_version("digits", 1).variants}
+    assert set(variants) == {"float", "int8", "pruned-clustered-int8"}
+    sizes = {name: variant.report["zstd_bytes"] for name, variant in variants.items()}
+    assert sizes["pruned-clustered-int8"] < 0.7 * sizes["int8"] < 0.7 * 0.5 * sizes["float"]
+    passed = [name for name, variant in variants.items() if variant.gate.passed]
+    assert made.result["chosen"] == min(passed, key=sizes.__getitem__)
+    assert all(0 < variant.report["p50_us"] <= variant.report["p95_us"] for variant in variants.values())
+
+
+def test_the_golden_vectors_hold_in_the_runtime(made: Made) -> None:
+    content = made.bundle(made.result["bundle"]["sha256"])
+    logits = Runtime(content.files["inference"]).logits(content.transform.apply(content.golden["x"]))
+    assert np.abs(logits - content.golden["logits"]).max() <= content.manifest.golden_tolerance
+    assert len(logits) == 16
+
+
+def test_the_reference_profile_counts_the_validation_samples(made: Made) -> None:
+    content = made.bundle(made.result["bundle"]["sha256"])
+    assert content.profile.counts.samples == 161
+    assert min(len(feature.edges) for feature in content.profile.spec.features) >= 5
+
+
+def test_the_signer_is_asked_for_the_bundle_once(made: Made) -> None:
+    assert made.client.requested.count(made.result["bundle"]["sha256"]) == 1
+
+
+def test_federated_rounds_on_the_devices_recover_from_drift(made: Made) -> None:
+    content = made.bundle(made.result["bundle"]["sha256"])
+    assert content.manifest.training is not None
+    runtime = training.TrainingRuntime(content.files["training"], content.manifest.training)
+    start = weights = tensors.load(content.files["weights"])
+    local = list(task.device_samples(4).values())[:3]
+    for number in range(4):
+        results = [
+            training.train(
+                runtime,
+                weights,
+                content.transform.apply(camera.drift(x, device)),
+                y,
+                epochs=5,
+                learning_rate=0.005,
+                momentum=0.9,
+                seed=10 * number + device,
+            )
+            for device, (x, y) in enumerate(local)
+        ]
+        total = sum(result.examples for result in results)
+        weights = {
+            name: np.sum([r.weights[name] * np.float32(r.examples / total) for r in results], axis=0)
+            for name in weights
+        }
+    data = task.load_data(4)
+    test = data["part"] == "test"
+    drifted = content.transform.apply(camera.drift(data["x"][test], 99))
+
+    def accuracy(arrays: tensors.Arrays) -> float:
+        return float((training.infer(runtime, arrays, drifted).argmax(axis=1) == data["y"][test]).mean())
+
+    assert accuracy(start) < 0.75
+    assert accuracy(weights) > accuracy(start) + 0.1
+
+
+def test_a_federated_version_takes_data_and_transform_from_its_ancestor(made: Made) -> None:
+    base = made.client.get_version("digits", 1)
+    reference = made.client.put_blob(made.bundle(made.result["bundle"]["sha256"]).files["profile"]).sha256
+    child = made.client.create_version(
+        "digits",
+        task=TASK,
+        weights_sha256=base.weights_sha256,
+        metrics={},
+        parents=[1],
+        run="run-1",
+        reference_sha256=reference,
+    )
+    spec = {"model": "digits", "version": child.version, "recipe": "post-training"}
+    result = made.run(compress_job, "compress-2", spec)
+    assert (result["variants"], result["chosen"]) == (["float", "int8"], "int8")
+    assert made.bundle(result["bundle"]["sha256"]).manifest.files["profile"].sha256 == reference
+    again = made.run(compress_job, "compress-2", spec, resumed=True)
+    assert again["bundle"]["sha256"] == result["bundle"]["sha256"]
+
+
+def test_the_evaluate_job_counts_as_devices_do(made: Made) -> None:
+    data = task.load_data(4)
+    test = data["part"] == "test"
+    samples = made.client.put_blob(tensors.dump({"x": data["x"][test], "y": data["y"][test]})).sha256
+    spec = {"bundle_sha256": made.result["bundle"]["sha256"], "samples_sha256": samples}
+    found = made.run(evaluation_job, "evaluate-1", spec)
+    variants = {variant.name: variant for variant in made.client.get_version("digits", 1).variants}
+    assert found["samples"] == 360
+    assert found["accuracy"] == pytest.approx(variants[made.result["chosen"]].report["accuracy"])
+    assert abs(found["estimated_accuracy"] - found["accuracy"]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "magic"}, "no recipe 'magic'"),
+        ({"max_drop": 2.0}, "outside"),
+        ({"sparsity": 0.5}, "unknown field"),
+        ({"version": "one"}, "version"),
+    ],
+)
+def test_a_wrong_specification_is_refused(made: Made, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        made.run(compress_job, "compress-x", {"model": "digits", "version": 1, **change})
+
+
+def test_nothing_ships_where_no_variant_is_good_enough() -> None:
+    with pytest.raises(GateError, match="there is none"):
+        compress_job.gate.choose({}, max_drop=0.1)
