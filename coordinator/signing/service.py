@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 from tuf.api.metadata import Key
 
@@ -216,4 +215,12 @@ class Signing:
 
 
 def _record(row: RowMapping) -> SigningRequest:
-    return msgspec.convert({**row, "reason": row["reason"] or None}, SigningRequest)
+    return SigningRequest(
+        id=row["id"],
+        bundle_sha256=row["bundle_sha256"],
+        target=row["target"],
+        size=row["size"],
+        custom=row["custom"],
+        state=row["state"],
+        reason=row["reason"] or None,
+    )

@@ -1,0 +1,135 @@
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from contract.errors import TopicError
+from contract.messages import Gone
+from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
+from coordinator.fleet import cohort
+from coordinator.fleet.tables import devices
+from tests.fakes.broker_process import device_key_and_csr
+from tests.fakes.fleet_site import Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_token_enrols_once_and_only_its_hash_is_kept(site: Site) -> None:
+    token = site.fleet.add("meter-1", {"site": "north"}).token
+    with site.engine.begin() as connection:
+        row = connection.execute(select(devices)).mappings().one()
+    assert token not in str(dict(row))
+    _, csr = device_key_and_csr("meter-1")
+    made = site.fleet.enrol(token, csr, "x86-64")
+    assert (made.device, made.broker_host, made.broker_port) == ("meter-1", "127.0.0.1", 2)
+    with pytest.raises(DeniedError, match="used"):
+        site.fleet.enrol(token, csr, "x86-64")
+    with pytest.raises(ConflictError):
+        site.fleet.add("meter-1")
+
+
+def test_a_wrong_request_does_not_use_the_token_up(site: Site) -> None:
+    token = site.fleet.add("meter-1").token
+    _, other = device_key_and_csr("meter-2")
+    with pytest.raises(InvalidError):
+        site.fleet.enrol(token, other, "")
+    _, csr = device_key_and_csr("meter-1")
+    assert site.fleet.enrol(token, csr, "").device == "meter-1"
+
+
+def test_a_new_token_replaces_an_unused_one_and_tokens_expire(site: Site) -> None:
+    first, second = site.fleet.add("meter-1").token, site.fleet.add("meter-1").token
+    _, csr = device_key_and_csr("meter-1")
+    with pytest.raises(DeniedError):
+        site.fleet.enrol(first, csr, "")
+    site.now += 25 * 3600
+    with pytest.raises(DeniedError, match="expired"):
+        site.fleet.enrol(second, csr, "")
+
+
+def test_names_tags_and_classes_are_checked(site: Site) -> None:
+    with pytest.raises(TopicError):
+        site.fleet.add("coordinator")
+    with pytest.raises(InvalidError):
+        site.fleet.add("meter-1", {"a=b": "c"})
+    with pytest.raises(InvalidError):
+        site.fleet.add("meter-1", hardware_class="a;b")
+    with pytest.raises(NotFoundError, match="devices add"):
+        site.fleet.get("meter-1")
+
+
+def test_cohorts_are_queries_over_enrolled_devices(site: Site) -> None:
+    site.enrol("meter-1", tags={"site": "north"})
+    site.enrol("meter-2", tags={"site": "south"}, hardware_class="armv7")
+    site.enrol("meter-3")
+    site.fleet.add("meter-4", {"site": "north"})
+    expected = {
+        "all": ["meter-1", "meter-2", "meter-3"],
+        "name=meter-3,meter-1": ["meter-1", "meter-3"],
+        "tag:site=north": ["meter-1"],
+        "tag:site=north,south": ["meter-1", "meter-2"],
+        "class=x86-64": ["meter-1", "meter-3"],
+        "class=armv7; tag:site=south": ["meter-2"],
+        "class=armv7;tag:site=north": [],
+    }
+    with site.engine.begin() as connection:
+        assert {query: site.fleet.members(connection, query) for query in expected} == expected
+    assert [device.name for device in site.fleet.find("tag:site=north")] == ["meter-1", "meter-4"]
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_cohort_in_the_syntax_or_an_error(text: str) -> None:
+    query = None
+    with contextlib.suppress(InvalidError):
+        query = cohort.parse(text)
+    if query is not None:
+        assert all(part.strip() == "all" or "=" in part for part in text.split(";"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", ";", "name=", "name", "tag:=x", "tag:a b=x", "region=x", "name=a,,b", "all,name=a"]
+)
+def test_a_query_that_cannot_be_read_is_never_everybody(text: str) -> None:
+    with pytest.raises(InvalidError):
+        cohort.parse(text)
+
+
+def test_presence_follows_the_boot_that_spoke_last(site: Site) -> None:
+    site.enrol("meter-1")
+    with site.engine.begin() as connection:
+        site.fleet.on_hello(connection, "meter-1", site.hello("meter-1", "b1"), 1.0)
+        site.fleet.on_hello(connection, "meter-1", site.hello("meter-1", "b2"), 2.0)
+        site.fleet.on_gone(connection, "meter-1", Gone(boot="b1"), 3.0)
+    device = site.fleet.get("meter-1")
+    assert (device.connected, device.last_seen) == (True, 2.0)
+    assert device.hello is not None
+    assert device.hello["inferences"] == 7
+    with site.engine.begin() as connection:
+        site.fleet.on_gone(connection, "meter-1", Gone(boot="b2"), 4.0)
+    assert not site.fleet.get("meter-1").connected
+
+
+def test_each_desired_state_has_a_larger_revision_and_is_published_once(site: Site) -> None:
+    site.enrol("meter-1")
+    ref = site.register()
+    with site.engine.begin() as connection:
+        assert site.fleet.unpublished(connection) == []
+        site.fleet.set_desired(connection, "meter-1", "r1", ref)
+        second = site.fleet.set_desired(connection, "meter-1", None, None)
+        assert second.revision == 2
+        assert site.fleet.unpublished(connection) == [("meter-1", second)]
+        site.fleet.published(connection, "meter-1", 1)
+        assert site.fleet.unpublished(connection) == [("meter-1", second)]
+        site.fleet.published(connection, "meter-1", 2)
+        assert site.fleet.unpublished(connection) == []
+        site.fleet.republish(connection)
+        assert site.fleet.unpublished(connection) == [("meter-1", second)]

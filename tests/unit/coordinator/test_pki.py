@@ -1,0 +1,90 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from contract.errors import TopicError
+from coordinator import pki
+from coordinator.errors import InvalidError, SetupError
+from tests.fakes.broker_process import device_key_and_csr
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("state")
+    pki.create(folder, NOW)
+    return folder
+
+
+def request(key: object, *names: tuple[x509.ObjectIdentifier, str]) -> bytes:
+    subject = x509.Name([x509.NameAttribute(*name) for name in names])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]
+
+
+def test_keys_are_their_owners_alone_and_a_second_creation_changes_nothing(state: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (state / "pki").iterdir()}
+    pki.create(state, NOW + timedelta(days=1))
+    assert {path.name: path.read_bytes() for path in (state / "pki").iterdir()} == before
+    assert set(before) == {f"{name}.{end}" for name in ("ca", "broker", "api", "coordinator") for end in ("key", "crt")}
+    assert {path.stat().st_mode & 0o777 for path in (state / "pki").glob("*.key")} == {0o600}
+
+
+def test_a_device_certificate_names_the_device_and_serves_clients_only(state: Path) -> None:
+    _, csr = device_key_and_csr("meter-1")
+    certificate = x509.load_pem_x509_certificate(pki.Authority.load(state).sign_csr(csr, "meter-1", days=90, now=NOW))
+    assert [part.value for part in certificate.subject] == ["meter-1"]
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert certificate.not_valid_after_utc == NOW + timedelta(days=90)
+    ca = x509.load_pem_x509_certificate((state / "pki" / "ca.crt").read_bytes())
+    certificate.verify_directly_issued_by(ca)
+
+
+def test_a_request_that_is_not_exactly_for_this_device_is_refused(state: Path) -> None:
+    authority = pki.Authority.load(state)
+    key = ec.generate_private_key(ec.SECP256R1())
+    good = request(key, (NameOID.COMMON_NAME, "meter-1"))
+    forged = bytearray(x509.load_pem_x509_csr(good).public_bytes(serialization.Encoding.DER))
+    forged[-1] ^= 1
+    bad = {
+        "another name": request(key, (NameOID.COMMON_NAME, "meter-2")),
+        "two names": request(key, (NameOID.COMMON_NAME, "meter-1"), (NameOID.COMMON_NAME, "coordinator")),
+        "more in the subject": request(key, (NameOID.COMMON_NAME, "meter-1"), (NameOID.ORGANIZATION_NAME, "x")),
+        "no name": request(key),
+        "another curve": request(ec.generate_private_key(ec.SECP384R1()), (NameOID.COMMON_NAME, "meter-1")),
+        "RSA": request(rsa.generate_private_key(65537, 2048), (NameOID.COMMON_NAME, "meter-1")),
+        "not PEM": b"hello",
+        "DER": bytes(forged),
+        "too large": b"x" * 10_000,
+    }
+    for what, csr in bad.items():
+        with pytest.raises(InvalidError):
+            raise AssertionError(what, authority.sign_csr(csr, "meter-1", days=1, now=NOW))
+
+
+def test_a_request_signed_by_another_key_is_refused(state: Path) -> None:
+    _, csr = device_key_and_csr("meter-1")
+    der = bytearray(x509.load_pem_x509_csr(csr).public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1  # the last byte of the signature
+    pem = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(InvalidError, match="its own key"):
+        pki.Authority.load(state).sign_csr(pem, "meter-1", days=1, now=NOW)
+
+
+def test_the_coordinators_name_is_for_no_device(state: Path) -> None:
+    _, csr = device_key_and_csr("coordinator")
+    with pytest.raises(TopicError):
+        pki.Authority.load(state).sign_csr(csr, "coordinator", days=1, now=NOW)
+
+
+def test_a_missing_authority_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="fieldfare serve"):
+        pki.Authority.load(tmp_path)
