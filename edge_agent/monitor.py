@@ -15,7 +15,7 @@ from contract.messages import ProfileWindow
 from edge_agent import samples
 from edge_agent.config import Config
 from edge_agent.errors import RuntimeModelError, SampleError
-from edge_agent.serving import Model, Serving
+from edge_agent.serving import Inference, Model, Serving
 from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
@@ -73,27 +73,34 @@ class Monitor:
         now = self._clock()
         try:
             read = samples.read(self._source / name)
-            inference = model.infer(read.x)
-        except (SampleError, ContractError, RuntimeModelError) as error:
-            _LOG.warning("sample file %s is passed over: %s", name, error)
-            with self._state.transaction():
-                self._state.file_done(name, samples=0, labelled=0, error=str(error)[:500], at=now)
-                self._state.event("sample", f"{name}: {error}"[:500], at=now)
-            self._done[name] = 0
+            inference = model.infer(read.x) if len(read.x) else None
+        except (SampleError, ContractError, RuntimeModelError, ValueError) as error:
+            self._pass_over(name, str(error), now)
             return
         count, labelled = len(read.x), 0 if read.y is None else len(read.x)
         with self._state.transaction():
-            start = 0
-            while start < count:
-                window = self._open(model)
-                room = self._config.window_samples - window.counts.samples
-                stop = min(start + room, count) if room > 0 else count
-                self._add(window, model.count(inference, slice(start, stop)), now)
-                start = stop
+            if inference is not None:
+                self._count(model, inference, count, now)
             self._state.file_done(name, samples=count, labelled=labelled, at=now)
             self._state.put("inferences", self._state.get("inferences", int, 0) + count)
         self._serving.inferences += count
         self._done[name] = labelled
+
+    def _pass_over(self, name: str, reason: str, now: float) -> None:
+        _LOG.warning("sample file %s is passed over: %s", name, reason)
+        with self._state.transaction():
+            self._state.file_done(name, samples=0, labelled=0, error=reason[:500], at=now)
+            self._state.event("sample", f"{name}: {reason}"[:500], at=now)
+        self._done[name] = 0
+
+    def _count(self, model: Model, inference: Inference, count: int, now: float) -> None:
+        start = 0
+        while start < count:
+            window = self._open(model)
+            room = self._config.window_samples - window.counts.samples
+            stop = min(start + room, count) if room > 0 else count
+            self._add(window, model.count(inference, slice(start, stop)), now)
+            start = stop
 
     def _open(self, model: Model) -> ProfileWindow:
         window, now = self._state.window, self._clock()

@@ -1,0 +1,109 @@
+"""The agent's parts without a network: a link that remembers, a clock that is set, and an updater around them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from contract import codec
+from contract.messages import BlobRef, Receipt, SignedReceipt, Up
+from edge_agent.config import Config, Folder
+from edge_agent.errors import TrustError
+from edge_agent.identity import Identity
+from edge_agent.serving import Serving
+from edge_agent.slots import Slots
+from edge_agent.state import State
+from edge_agent.trust import Target
+from edge_agent.updater import Updater
+from tests.fakes import agent_bundles
+
+CONFIG = Config(device="meter-1", broker_host="127.0.0.1", broker_port=1, window_samples=50)
+
+
+class FakeLink:
+    """Remembers what was sent; `answer` may react to it at once."""
+
+    def __init__(self, answer: Callable[[Up], None] = lambda _message: None) -> None:
+        self.up = True
+        self.sent: list[Up] = []
+        self.patterns: set[str] = set()
+        self.answer = answer
+
+    def send(self, message: Up) -> bool:
+        if self.up:
+            self.sent.append(message)
+            self.answer(message)
+        return self.up
+
+    def subscribe(self, pattern: str) -> None:
+        self.patterns.add(pattern)
+
+    def unsubscribe(self, pattern: str) -> None:
+        self.patterns.discard(pattern)
+
+
+class Parts:
+    """An updater whose trust and transfer are dictionaries; everything behind them is real.
+
+    Attributes:
+        signed: target path to digest, as the metadata would say.
+        content: digest to what a pull of it gives.
+        now: the clock.
+    """
+
+    def __init__(self, root: Path, config: Config = CONFIG) -> None:
+        self.folder = Folder(root)
+        self.config = config
+        self.signed: dict[str, str] = {}
+        self.content: dict[str, bytes] = {}
+        self.now = 1000.0
+        self._write_identity()
+        self.state = State(self.folder.state, outbox_id="o")
+        self.slots, self.serving = Slots(self.folder.slots), Serving()
+        self.updater = Updater(
+            config,
+            state=self.state,
+            slots=self.slots,
+            serving=self.serving,
+            identity=Identity(config.device, self.folder),
+            trusted=self._trusted,
+            pull=self._pull,
+            clock=lambda: self.now,
+        )
+
+    def _write_identity(self) -> None:
+        self.folder.key.parent.mkdir(parents=True, exist_ok=True)
+        if not self.folder.key.exists():
+            self.folder.key.write_bytes(
+                ec.generate_private_key(ec.SECP256R1()).private_bytes(
+                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                )
+            )
+        for path in (self.folder.certificate, self.folder.ca):
+            path.touch()
+
+    def sign(self, bundle: bytes) -> str:
+        """Make a bundle known; its target path."""
+        ref = agent_bundles.ref(bundle)
+        self.signed[ref.target] = ref.sha256
+        self.content[ref.sha256] = bundle
+        return ref.target
+
+    def receipts(self) -> list[Receipt]:
+        """Receipts in the outbox."""
+        reports = [self.state.read_report(seq) for seq in self.state.pending(1000)]
+        signed = [report.body for report in reports if report and isinstance(report.body, SignedReceipt)]
+        return [codec.decode(body.payload, Receipt) for body in signed]
+
+    def _trusted(self, target: str) -> Target:
+        if target not in self.signed:
+            raise TrustError(f"the signed metadata names no target {target}")
+        digest = self.signed[target]
+        return Target(len(self.content[digest]), digest)
+
+    def _pull(self, blob: BlobRef) -> Path:
+        path = self.folder.staging / "pulled"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.content[blob.sha256])
+        return path

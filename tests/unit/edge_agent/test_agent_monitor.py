@@ -1,0 +1,170 @@
+"""Sample files become counts: each once, in windows of the right size, also across a crash."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract import profile, tensors
+from contract.bundle import unpack
+from contract.messages import ProfileWindow
+from edge_agent.monitor import Monitor
+from edge_agent.serving import Model
+from tests.fakes import agent_bundles, agent_models
+from tests.fakes.agent_parts import CONFIG, Parts
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    made = Parts(tmp_path)
+    _serve(made)
+    yield made
+    made.state.close()
+
+
+def _serve(parts: Parts) -> None:
+    bundle = agent_bundles.make()
+    parts.serving.model = Model(agent_bundles.ref(bundle), unpack(bundle), threads=1)
+
+
+def _monitor(parts: Parts) -> Monitor:
+    source = parts.folder.source(CONFIG)
+    source.mkdir(exist_ok=True)
+    return Monitor(CONFIG, source=source, state=parts.state, serving=parts.serving, clock=lambda: parts.now)
+
+
+def _feed(parts: Parts, name: str, **arrays: np.ndarray) -> None:
+    source = parts.folder.source(CONFIG)
+    source.mkdir(exist_ok=True)
+    (source / f"{name}.safetensors").write_bytes(tensors.dump(arrays))
+
+
+def _run(monitor: Monitor, parts: Parts) -> None:
+    while monitor.tick():
+        pass
+    parts.now += CONFIG.window_idle_s
+    monitor.tick()
+
+
+def _windows(parts: Parts) -> list[ProfileWindow]:
+    reports = [parts.state.read_report(seq) for seq in parts.state.pending(1000)]
+    return [report.body for report in reports if report and isinstance(report.body, ProfileWindow)]
+
+
+def test_windows_close_when_full_and_when_the_source_is_quiet(parts: Parts) -> None:
+    monitor = _monitor(parts)
+    x, y = agent_models.samples(120, seed=0)
+    _feed(parts, "000", x=x, y=y)
+    assert monitor.tick()
+    assert [window.counts.samples for window in _windows(parts)] == [50, 50]
+    assert not monitor.tick()
+    assert len(_windows(parts)) == 2
+    parts.now += CONFIG.window_idle_s
+    monitor.tick()
+    assert [window.counts.samples for window in _windows(parts)] == [50, 50, 20]
+    monitor.tick()
+    assert len(_windows(parts)) == 3
+    assert (parts.state.get("inferences", int, 0), parts.serving.inferences, monitor.labelled()) == (120, 120, 120)
+
+
+@given(sizes=st.lists(st.integers(0, 70), min_size=1, max_size=6))
+def test_however_samples_are_split_into_files_their_counts_add_up_to_the_same(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
+) -> None:
+    parts = Parts(tmp_path_factory.mktemp("agent"))
+    _serve(parts)
+    assert parts.serving.model is not None
+    x, _ = agent_models.samples(sum(sizes), seed=1)
+    starts = np.cumsum([0, *sizes])
+    for index, (start, size) in enumerate(zip(starts, sizes, strict=False)):
+        _feed(parts, f"{index:03d}", x=x[start : start + size])
+    _run(_monitor(parts), parts)
+    total = profile.zero(parts.serving.model.profile)
+    for window in _windows(parts):
+        assert 0 < window.counts.samples <= CONFIG.window_samples
+        total = profile.add(total, window.counts)
+    inference = parts.serving.model.infer(x) if len(x) else None
+    expected = (
+        parts.serving.model.count(inference, slice(None)) if inference else profile.zero(parts.serving.model.profile)
+    )
+    assert total == expected
+    parts.state.close()
+
+
+def test_a_file_is_counted_once_also_by_the_next_start(parts: Parts) -> None:
+    _feed(parts, "000", x=agent_models.samples(10, seed=0)[0])
+    assert _monitor(parts).tick()
+    assert not _monitor(parts).tick()
+
+
+def test_a_crash_in_the_middle_of_a_file_undoes_the_whole_file(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = _monitor(parts)
+    _feed(parts, "000", x=agent_models.samples(60, seed=0)[0])
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts.state, "file_done", crash)
+        with pytest.raises(KeyboardInterrupt):
+            monitor.tick()
+    assert (_windows(parts), parts.state.window) == ([], None)
+    _run(_monitor(parts), parts)
+    assert sum(window.counts.samples for window in _windows(parts)) == 60
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": np.zeros((2, 9, 9, 1), np.uint8)},
+        {"z": np.zeros(3, np.float32)},
+        {"x": np.full((1, 4, 4, 1), np.nan, np.float32)},
+        {"x": np.zeros((2, 4, 4, 1), np.uint8), "y": np.zeros(3, np.int64)},
+        {"x": np.zeros((2, 4, 4, 1), np.uint8), "y": np.zeros(2, np.float32)},
+    ],
+)
+def test_a_file_that_does_not_fit_is_passed_over_once_and_said(parts: Parts, arrays: dict[str, np.ndarray]) -> None:
+    monitor = _monitor(parts)
+    _feed(parts, "000", **arrays)
+    _feed(parts, "001", x=agent_models.samples(5, seed=0)[0])
+    _run(monitor, parts)
+    assert sum(window.counts.samples for window in _windows(parts)) == 5
+    event = parts.state.last_event("sample")
+    assert event is not None
+    assert event.text.startswith("000.safetensors: ")
+
+
+def test_a_file_that_is_no_tensors_is_passed_over(parts: Parts) -> None:
+    _feed(parts, "001", x=agent_models.samples(5, seed=0)[0])
+    (parts.folder.source(CONFIG) / "000.safetensors").write_bytes(b"\xff" * 100)
+    (parts.folder.source(CONFIG) / ".half.safetensors").write_bytes(b"")
+    _run(_monitor(parts), parts)
+    assert sum(window.counts.samples for window in _windows(parts)) == 5
+
+
+def test_without_a_bundle_files_wait(parts: Parts) -> None:
+    parts.serving.model = None
+    _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
+    monitor = _monitor(parts)
+    assert not monitor.tick()
+    _serve(parts)
+    assert monitor.tick()
+
+
+def test_where_nobody_confirms_for_long_windows_grow_instead_of_the_outbox(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.monitor._OUTBOX_FULL", 1)
+    monitor = _monitor(parts)
+    for index in range(3):
+        _feed(parts, f"{index:03d}", x=agent_models.samples(60, seed=index)[0])
+    _run(monitor, parts)
+    assert [window.counts.samples for window in _windows(parts)] == [50]
+    assert parts.state.window is not None
+    assert parts.state.window.counts.samples == 130
+    parts.state.forget("o", parts.state.pending(10))
+    monitor.tick()
+    assert [window.counts.samples for window in _windows(parts)] == [130]

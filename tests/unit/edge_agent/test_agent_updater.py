@@ -1,0 +1,186 @@
+"""The updater: what holds is activated, what does not is refused, and the old slot serves on."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contract.messages import BundleRef, Desired
+from edge_agent.config import Config
+from edge_agent.errors import UnavailableError
+from edge_agent.updater import Updater
+from tests.fakes import agent_bundles, agent_models
+from tests.fakes.agent_parts import CONFIG, Parts
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    made = Parts(tmp_path)
+    yield made
+    made.state.close()
+
+
+def _desired(revision: int, bundle: bytes, rollout: str = "r") -> Desired:
+    return Desired(revision=revision, rollout=rollout, bundle=agent_bundles.ref(bundle))
+
+
+def _served(parts: Parts) -> int | None:
+    return parts.serving.model.ref.version if parts.serving.model else None
+
+
+def test_two_bundles_in_turn_use_both_slots_and_the_newer_one_serves(parts: Parts) -> None:
+    for version in (1, 2, 3):
+        bundle = agent_bundles.make(version=version)
+        parts.sign(bundle)
+        parts.updater.apply(_desired(version, bundle))
+        assert _served(parts) == version
+    active, previous = parts.state.active, parts.state.previous
+    assert active is not None
+    assert previous is not None
+    assert (active.name, active.bundle.version, previous.name, previous.bundle.version) == ("a", 3, "b", 2)
+    assert [receipt.outcome for receipt in parts.receipts()] == ["activated"] * 3
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ({"golden_shift": 1.0}, "golden vectors"),
+        ({"hardware_classes": ["tpu", "npu"]}, "for tpu, npu; this is generic"),
+        ({"min_agent_version": "0.10.0"}, "needs agent 0.10.0"),
+        ({"min_agent_version": "soon"}, "not numbers with dots"),
+    ],
+)
+def test_a_bundle_that_does_not_belong_here_is_refused(parts: Parts, manifest: dict, reason: str) -> None:
+    good, bad = agent_bundles.make(), agent_bundles.make(version=2, **manifest)
+    for bundle in (good, bad):
+        parts.sign(bundle)
+    parts.updater.apply(_desired(1, good))
+    parts.updater.apply(_desired(2, bad, "r2"))
+    assert _served(parts) == 1
+    receipt = parts.receipts()[-1]
+    assert (receipt.outcome, receipt.rollout, receipt.bundle.version) == ("refused", "r2", 2)
+    assert reason in receipt.reason
+    refused = parts.state.last_event("refused")
+    assert refused is not None
+    assert reason in refused.text
+
+
+def test_every_flipped_byte_is_refused_and_the_old_slot_serves(parts: Parts) -> None:
+    good, next_one = agent_bundles.make(), agent_bundles.make(version=2)
+    parts.sign(good)
+    parts.updater.apply(_desired(1, good))
+    parts.sign(next_one)
+    ref = agent_bundles.ref(next_one)
+    for revision, position in enumerate(range(0, len(next_one), len(next_one) // 8), start=2):
+        flipped = bytearray(next_one)
+        flipped[position] ^= 0x10
+        parts.content[ref.sha256] = bytes(flipped)
+        parts.updater.apply(_desired(revision, next_one))
+        assert "SHA-256" in parts.receipts()[-1].reason
+    assert _served(parts) == 1
+    assert not (parts.folder.staging / "pulled").exists()
+
+
+def test_a_signed_file_that_is_no_bundle_is_refused(parts: Parts) -> None:
+    junk = b"not a zip"
+    ref = msgspec.structs.replace(agent_bundles.ref(agent_bundles.make()), sha256=hashlib.sha256(junk).hexdigest())
+    parts.signed[ref.target] = ref.sha256
+    parts.content[ref.sha256] = junk
+    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    assert "not a bundle" in parts.receipts()[-1].reason
+
+
+def test_a_bundle_that_calls_itself_something_else_is_refused(parts: Parts) -> None:
+    bundle = agent_bundles.make(version=2)
+    ref = msgspec.structs.replace(agent_bundles.ref(bundle), version=3)
+    parts.sign(bundle)
+    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    assert "wanted is thirds:3" in parts.receipts()[-1].reason
+
+
+def test_metadata_that_names_another_digest_than_the_desired_state_is_refused(parts: Parts) -> None:
+    bundle, other = agent_bundles.make(), agent_bundles.make(version=2)
+    parts.sign(bundle)
+    ref = msgspec.structs.replace(agent_bundles.ref(bundle), sha256=agent_bundles.ref(other).sha256)
+    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    assert "the desired state" in parts.receipts()[-1].reason
+
+
+def test_an_answered_revision_is_left_alone_and_a_new_rollout_of_the_same_bundle_is_answered(parts: Parts) -> None:
+    bundle = agent_bundles.make()
+    parts.sign(bundle)
+    for _ in range(2):
+        parts.updater.apply(_desired(3, bundle))
+    parts.updater.apply(_desired(2, bundle, "older"))
+    assert len(parts.receipts()) == 1
+    parts.updater.apply(_desired(4, bundle, "again"))
+    assert [receipt.rollout for receipt in parts.receipts()] == ["r", "again"]
+    parts.updater.apply(Desired(revision=5, rollout=None, bundle=None))
+    assert len(parts.receipts()) == 2
+
+
+def test_nobody_answering_is_no_refusal(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = agent_bundles.make()
+
+    def silent(_self: Updater, _ref: BundleRef) -> None:
+        raise UnavailableError("nobody answered")
+
+    monkeypatch.setattr(Updater, "_stage", silent)
+    with pytest.raises(UnavailableError):
+        parts.updater.apply(_desired(1, bundle))
+    assert (parts.receipts(), parts.state.answered) == ([], 0)
+
+
+def test_a_commit_that_fails_leaves_the_old_model_and_no_receipt(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, next_one = agent_bundles.make(), agent_bundles.make(version=2)
+    for bundle in (good, next_one):
+        parts.sign(bundle)
+    parts.updater.apply(_desired(1, good))
+    monkeypatch.setattr(parts.state, "event", _full_disk)
+    with pytest.raises(OSError, match="disk"):
+        parts.updater.apply(_desired(2, next_one))
+    assert _served(parts) == 1
+    active = parts.state.active
+    assert active is not None
+    assert active.bundle.version == 1
+    assert len(parts.receipts()) == 1
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_what_served_is_restored_and_a_broken_slot_gives_way_to_the_one_before(parts: Parts) -> None:
+    for version in (1, 2):
+        bundle = agent_bundles.make(version=version)
+        parts.sign(bundle)
+        parts.updater.apply(_desired(version, bundle))
+    active = parts.state.active
+    assert active is not None
+    path = parts.slots.path(active.name)
+    path.write_bytes(path.read_bytes()[:100])
+    parts.state.close()
+    again = Parts(parts.folder.root)
+    try:
+        again.updater.restore()
+        assert _served(again) == 1
+        receipt = again.receipts()[-1]
+        assert (receipt.outcome, receipt.bundle.version) == ("rolled-back", 2)
+        assert again.state.answered == 0
+        assert again.serving.model is not None
+        x, _ = agent_models.samples(3, seed=0)
+        assert again.serving.model.infer(x).probabilities.shape == (3, 3)
+    finally:
+        again.state.close()
+
+
+def test_a_device_of_the_right_class_takes_the_bundle(tmp_path: Path) -> None:
+    config: Config = msgspec.structs.replace(CONFIG, hardware_class="npu")
+    parts = Parts(tmp_path, config)
+    bundle = agent_bundles.make(hardware_classes=["npu"])
+    parts.sign(bundle)
+    parts.updater.apply(_desired(1, bundle))
+    assert _served(parts) == 1
+    parts.state.close()
