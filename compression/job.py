@@ -168,7 +168,7 @@ def _measure(origin: Source, artifacts: dict[str, bytes]) -> dict[str, Candidate
             zstd_bytes=sizes.zstd,
             p50_us=latency.p50_us,
             p95_us=latency.p95_us,
-            temperature=calibration.temperature(logits, origin.validation.y),
+            temperature=origin.temperature or calibration.temperature(logits, origin.validation.y),
         )
         candidates[name] = Candidate(name, content, report)
     return candidates

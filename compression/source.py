@@ -9,7 +9,7 @@ import numpy as np
 from cloud.learning import snapshot
 from cloud.learning.task import Task, load_task
 from compression.errors import RecipeError
-from contract import tensors, transform
+from contract import bundle, tensors, transform
 from coordinator.client import Client, Version
 
 
@@ -27,6 +27,11 @@ class Source:
     """Everything that variants and a bundle are made from.
 
     A federated version has no data of its own: snapshot and transform are those of the nearest ancestor that has them.
+
+    Attributes:
+        temperature: of the bundle on which the cohort counted this version's reference profile, None without one.
+            Those confidences were divided by it, and the laboratory's samples are not what the devices see: a
+            temperature fitted to them would make the version look unsure of itself in the field.
     """
 
     version: Version
@@ -36,6 +41,7 @@ class Source:
     train: Part
     validation: Part
     test: Part
+    temperature: float | None = None
 
 
 def load(client: Client, model: str, version: int, task: str = "") -> Source:
@@ -64,7 +70,15 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
         mine = data["part"] == name
         parts[name] = Part(data["x"][mine], executor.apply(data["x"][mine]), data["y"][mine])
     weights = tensors.load(client.get_blob(line[0].weights_sha256))
-    return Source(line[0], load_task(task or line[0].task), weights, executor, **parts)
+    named = load_task(task or line[0].task)
+    return Source(line[0], named, weights, executor, **parts, temperature=_temperature(client, line[0]))
+
+
+def _temperature(client: Client, version: Version) -> float | None:
+    served = version.details.get("federated", {}).get("bundle")
+    if version.reference_sha256 is None or not served:
+        return None
+    return bundle.unpack(client.get_blob(served)).manifest.temperature
 
 
 def _line(client: Client, model: str, version: int) -> Iterator[Version]:

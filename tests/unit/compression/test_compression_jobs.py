@@ -146,11 +146,14 @@ def test_a_federated_version_takes_data_and_transform_from_its_ancestor(made: Ma
         parents=[1],
         run="run-1",
         reference_sha256=reference,
+        details={"federated": {"bundle": made.result["bundle"]["sha256"]}},
     )
     spec = {"model": "digits", "version": child.version, "recipe": "post-training"}
     result = made.run(compress_job, "compress-2", spec)
     assert (result["variants"], result["chosen"]) == (["float", "int8"], "int8")
-    assert made.bundle(result["bundle"]["sha256"]).manifest.files["profile"].sha256 == reference
+    manifest = made.bundle(result["bundle"]["sha256"]).manifest
+    assert manifest.files["profile"].sha256 == reference
+    assert manifest.temperature == made.bundle(made.result["bundle"]["sha256"]).manifest.temperature
     again = made.run(compress_job, "compress-2", spec, resumed=True)
     assert again["bundle"]["sha256"] == result["bundle"]["sha256"]
 
