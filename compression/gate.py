@@ -16,7 +16,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         drop: validation accuracy lost against the float variant.
         bytes, gzip_bytes, zstd_bytes: raw, and as it travels.
         p50_us, p95_us: of one inference on one thread, on the machine that compressed.
-        temperature: that its bundle divides logits by, fitted to this very artifact unless devices counted under another.
+        temperature: that its bundle divides logits by; fitted to this artifact unless devices counted under another.
     """
 
     accuracy: float
