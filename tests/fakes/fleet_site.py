@@ -1,15 +1,17 @@
 """A coordinator's fleet services over a real SQLite database, with a signer in the same process and a clock to set."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import Connection
 
 from contract import bundle, codec, profile, signatures, tensors
-from contract.messages import BundleRef, Hello, Receipt, SignedReceipt
+from contract.messages import BundleRef, Hello, Instruction, Receipt, SignedReceipt
 from contract.transform import Mean, TransformSpec
 from coordinator import migrate, pki
 from coordinator.config import Config
@@ -76,6 +78,27 @@ class LocalCoordinator:
 
     def refuse_signature(self, id: str, reason: str) -> SigningRequest:  # noqa: A002 its name
         return self.signing.refuse(id, reason)
+
+
+class Instructions:
+    """The rounds, in memory."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[str, Instruction]] = []
+        self.carried: list[str] = []
+        self.weights: set[tuple[str, str]] = set()
+
+    def due(self, connection: Connection, now: float) -> list[tuple[str, Instruction]]:
+        return [(device, one) for device, one in self.waiting if one.id not in self.carried]
+
+    def sent(self, connection: Connection, ids: Collection[str], now: float) -> None:
+        self.carried += ids
+
+    def unanswered(self, connection: Connection, device: str, now: float) -> list[Instruction]:
+        return [one for name, one in self.waiting if name == device and one.expires_at > now]
+
+    def may_fetch(self, connection: Connection, device: str, sha256: str, now: float) -> bool:
+        return (device, sha256) in self.weights
 
 
 class Site:

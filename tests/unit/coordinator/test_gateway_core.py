@@ -1,4 +1,4 @@
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,9 @@ from coordinator.errors import ConflictError
 from coordinator.fleet.tables import received
 from coordinator.gateway.blocks import COALESCE_S, PER_TICK, BlockQueue
 from coordinator.gateway.core import Core, Outgoing
-from tests.fakes.fleet_site import Site
+from tests.fakes.fleet_site import Instructions, Site
 
 NOW = 1_700_000_000.0
-
-
-class Instructions:
-    """The rounds, in memory."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[str, Instruction]] = []
-        self.carried: list[str] = []
-        self.weights: set[tuple[str, str]] = set()
-
-    def due(self, connection: Connection, now: float) -> list[tuple[str, Instruction]]:
-        return [(device, one) for device, one in self.waiting if one.id not in self.carried]
-
-    def sent(self, connection: Connection, ids: Collection[str], now: float) -> None:
-        self.carried += ids
-
-    def unanswered(self, connection: Connection, device: str, now: float) -> list[Instruction]:
-        return [one for name, one in self.waiting if name == device and one.expires_at > now]
-
-    def may_fetch(self, connection: Connection, device: str, sha256: str, now: float) -> bool:
-        return (device, sha256) in self.weights
 
 
 class Stage(Site):
