@@ -6,7 +6,9 @@ network or for a model. Updating, inferring and training wait, each in a thread 
 
 import fcntl
 import logging
+import os
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -33,6 +35,7 @@ from edge_agent.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BACKOFF_S = (0.5, 10.0)
+_STALE_S = 7 * 86400.0
 
 
 class Agent:
@@ -117,9 +120,7 @@ class Agent:
             worker.start()
         try:
             while not self._stopping.is_set():
-                with suppress(queue.Empty):
-                    self._on_event(self._session.inbox.get(timeout=0.1))
-                self._speak()
+                self._listen_and_speak()
         finally:
             self.stop()
             for worker in workers:
@@ -127,6 +128,15 @@ class Agent:
             self._session.close()
             self._state.put("connected", False)
             self._state.close()
+
+    def _listen_and_speak(self) -> None:
+        try:
+            with suppress(queue.Empty):
+                self._on_event(self._session.inbox.get(timeout=0.1))
+            self._speak()
+        except Exception:  # noqa: BLE001  # a full disk now must not end the service for ever
+            _LOG.exception("failed unexpectedly and goes on")
+            self._stopping.wait(_BACKOFF_S[0])
 
     def _work(self, work: Callable[[threading.Event], None], wake: threading.Event) -> None:
         """Call `work` until the agent ends; whatever it raises, it is tried again, later and later."""
@@ -234,15 +244,26 @@ def run(root: Path) -> None:
     """
     folder = config.Folder(root)
     config.load(folder)
+    os.umask(0o077)
     with folder.lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{root}: another agent runs in this folder; stop it first") from error
+        _sweep(folder.staging, older_than=time.time() - _STALE_S)
         agent = Agent(folder)
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()
+
+
+def _sweep(staging: Path, *, older_than: float) -> None:
+    """Remove what a kill left behind: unfinished jobs, and pulls that nobody resumed for long."""
+    for path in staging.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.stat().st_mtime < older_than:
+            path.unlink()
 
 
 def _read_root(path: Path) -> bytes:

@@ -185,7 +185,9 @@ class State:
         """Turn the open window, if it counts anything, into a report."""
         with self.transaction():
             window = self.window
-            if window is not None and window.counts.samples:
+            if window is None:
+                return
+            if window.counts.samples:
                 self.report(window)
             self.set_window(None)
 
