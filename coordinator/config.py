@@ -19,7 +19,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     action: Literal["none", "run"] = "none"
     rounds: int = 5
     epochs: int = 2
-    learning_rate: float = 0.05
+    learning_rate: float = 0.005
     momentum: float = 0.9
     proximal_mu: float = 0.0
     round_timeout_s: float = 120.0

@@ -24,7 +24,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     rounds: int = 5
     epochs: int = 2
-    learning_rate: float = 0.05
+    learning_rate: float = 0.005
     momentum: float = 0.9
     proximal_mu: float = 0.0
     fraction: float = 1.0

@@ -13,7 +13,7 @@ DRIFT = {
     "window_samples": 60,
     "interval_s": 0.5,
 }
-POLICY = {"action": "run", "rounds": 6, "epochs": 3, "learning_rate": 0.05, "momentum": 0.9, "round_timeout_s": 60.0}
+POLICY = {"action": "run", "rounds": 6, "epochs": 5, "learning_rate": 0.005, "momentum": 0.9, "round_timeout_s": 60.0}
 AGENT = {"window_samples": 30, "window_idle_s": 1.0, "poll_s": 0.1, "hello_s": 5.0}
 RECOVERED_POINTS = 5.0  # version 2 must beat version 1 by this much on the drifted images
 
