@@ -96,14 +96,14 @@ class Monitor:
     def _count(self, model: Model, inference: Inference, count: int, now: float) -> None:
         start = 0
         while start < count:
-            window = self._open(model)
+            window = self._open(model, now)
             room = self._config.window_samples - window.counts.samples
             stop = min(start + room, count) if room > 0 else count
             self._add(window, model.count(inference, slice(start, stop)), now)
             start = stop
 
-    def _open(self, model: Model) -> ProfileWindow:
-        window, now = self._state.window, self._clock()
+    def _open(self, model: Model, now: float) -> ProfileWindow:
+        window = self._state.window
         if window is not None and window.bundle_sha256 == model.ref.sha256:
             return window
         self._state.close_window()
@@ -116,7 +116,8 @@ class Monitor:
         )
 
     def _add(self, window: ProfileWindow, counts: profile.Counts, now: float) -> None:
-        grown = msgspec.structs.replace(window, ended_at=now, counts=profile.add(window.counts, counts))
+        ended = max(now, window.started_at)  # the clock may have been set back
+        grown = msgspec.structs.replace(window, ended_at=ended, counts=profile.add(window.counts, counts))
         self._state.set_window(grown)
         if grown.counts.samples >= self._config.window_samples and self._has_room():
             self._state.close_window()

@@ -70,6 +70,21 @@ def test_windows_close_when_full_and_when_the_source_is_quiet(parts: Parts) -> N
     assert (parts.state.get("inferences", int, 0), parts.serving.inferences, monitor.labelled()) == (120, 120, 120)
 
 
+@pytest.mark.parametrize("step", [0.25, -0.25])  # seconds from one look at the clock to the next
+def test_no_window_ends_before_it_began_whatever_the_clock_does(parts: Parts, step: float) -> None:
+    source = parts.folder.source(CONFIG)
+    now = iter(1000.0 + step * look for look in range(10_000))
+    monitor = Monitor(CONFIG, source=source, state=parts.state, serving=parts.serving, clock=lambda: next(now))
+    x, _ = agent_models.samples(120, seed=0)
+    _feed(parts, "000", x=x)
+    _feed(parts, "001", x=x)
+    while monitor.tick():
+        pass
+
+    assert len(_windows(parts)) == 4
+    assert all(window.started_at <= window.ended_at for window in _windows(parts))
+
+
 @given(sizes=st.lists(st.integers(0, 70), min_size=1, max_size=6))
 def test_however_samples_are_split_into_files_their_counts_add_up_to_the_same(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
