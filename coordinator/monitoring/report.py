@@ -24,7 +24,7 @@ def make(
     """The report.
 
     Args:
-        head: what it is about; copied into the report.
+        head: what it is about, and `counted`, all samples so far; copied into the report.
         reference: profile of the bundle.
         latest: device to its latest counts.
         assessment: devices against their own baselines.

@@ -116,15 +116,19 @@ class Monitoring:
         reference = self._reference(connection, found["sha256"])
         settings = self._config.drift
         names = None if cohort == "all" else set(self._cohort(connection, cohort))
-        by_device = windows.by_device(connection, found["sha256"], since=since)
+        by_device = {
+            device: rows
+            for device, rows in windows.by_device(connection, found["sha256"], since=since).items()
+            if names is None or device in names
+        }
         latest = {
             device: windows.counts(connection, reference.spec, windows.latest(rows, settings.window_samples))
             for device, rows in by_device.items()
-            if names is None or device in names
         }
+        head = {"model": model, "version": found["version"], "bundle_sha256": found["sha256"], "cohort": cohort}
         histories = [each for each in self._histories(connection, found["sha256"], reference) if each.device in latest]
         return report.make(
-            {"model": model, "version": found["version"], "bundle_sha256": found["sha256"], "cohort": cohort},
+            head | {"counted": sum(window.samples for rows in by_device.values() for window in rows)},
             reference,
             latest,
             self._assess(reference, histories),

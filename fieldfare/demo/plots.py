@@ -108,7 +108,7 @@ def shift(outcome: Outcome) -> str:
 
 
 def _index(report: dict[str, Any]) -> dict[str, float]:
-    return {row["feature"]: row["psi"] for row in report["pooled"]}
+    return {row["feature"]: row["psi"] for row in report["features"]}
 
 
 def _figure() -> tuple[Any, Any]:
@@ -122,6 +122,6 @@ def _figure() -> tuple[Any, Any]:
 
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]

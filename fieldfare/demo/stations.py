@@ -11,7 +11,7 @@ import msgspec
 import tomli_w
 
 from contract import tensors
-from coordinator.client import FINISHED, Bundle, Client, Job, JobFailedError, Rollout, Run
+from coordinator.client import FINISHED, Bundle, Client, ClientError, Job, JobFailedError, Rollout, Run
 from fieldfare.demo import processes
 from fieldfare.demo.captures import Camera
 from fieldfare.demo.errors import StationFailedError
@@ -22,6 +22,7 @@ from fieldfare.digits import camera, task
 
 T = TypeVar("T")
 ROLES = ("broker", "coordinator", "signer")
+NOT_FOUND = 404
 TEST_SEED = 10_000  # drift of the held-out images, other than any device's
 
 
@@ -102,14 +103,18 @@ class Stations:
     def watch(self) -> None:
         """Station 6: inference on the devices, counters to the coordinator."""
         with self._screen.station(6, "Infer on the devices, count, and send counters only"):
-            for lens in self._cameras.values():
+            for lens in [*self._cameras.values(), *self._cameras.values()]:  # a baseline, and something to hold to it
                 lens.capture()
-            expected = sum(lens.size for lens in self._cameras.values())
+            expected = 2 * sum(lens.size for lens in self._cameras.values())
             report = self._until(
                 lambda: self._counted(1, expected), f"profile windows of {expected} inferences", timeout_s=60
             )
             self._outcome.drift_clean = report
-            self._screen.fact(f"{report['samples']} inferences counted; drifted devices: {len(report['drifted'])}")
+            tested = report["drifting"]
+            self._screen.fact(
+                f"{report['counted']} inferences counted; {tested['tested']} devices held to their own first samples, "
+                f"{len(tested.get('devices', []))} drift"
+            )
 
     def drift(self) -> None:
         """Station 7: some cameras drift, the coordinator notices."""
@@ -142,8 +147,9 @@ class Stations:
         """Station 9: both versions on the same held-out images, clean and drifted, and the new baseline."""
         with self._screen.station(9, "Prove the recovery"):
             version = self._bundles[2].version
-            self._capture_drifted(seed=2)
-            expected = sum(self._cameras[name].size for name in self._settings.drifting)
+            for seed in (2, 3):  # a baseline under version 2, and something to hold to it
+                self._capture_drifted(seed)
+            expected = 2 * sum(self._cameras[name].size for name in self._settings.drifting)
             self._outcome.drift_rebased = self._until(
                 lambda: self._counted(version, expected), "profile windows of version 2", timeout_s=60
             )
@@ -244,8 +250,13 @@ class Stations:
         return run
 
     def _counted(self, version: int, expected: int) -> dict[str, Any] | None:
-        report = self.client.drift(MODEL, version=version)
-        return report if report.get("samples", 0) >= expected else None
+        try:
+            report = self.client.drift(MODEL, version=version)
+        except ClientError as error:
+            if error.status == NOT_FOUND:  # no window yet
+                return None
+            raise
+        return report if report["counted"] >= expected else None
 
     def _evaluate(self, images: Any, classes: Any) -> dict[str, Evaluation]:
         samples = self.client.put_blob(tensors.dump({"x": images, "y": classes}))

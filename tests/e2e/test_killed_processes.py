@@ -26,7 +26,8 @@ def offered(site: Stations, rollout: Rollout) -> bool | None:
 
 
 def counted(site: Stations, version: int = 1) -> int:
-    return int(site.client.drift(MODEL, version=version).get("samples", 0))
+    report = site._counted(version, 1)
+    return report["counted"] if report else 0
 
 
 @pytest.mark.parametrize("victim", ["coordinator", "broker", "signer"])
