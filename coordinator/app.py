@@ -40,7 +40,7 @@ from coordinator.signing.service import Signing
 from coordinator.storage import Blobs, Storage, open_engine
 
 GATEWAY_TICK_S = 0.05  # devices that pull wait for it
-GRACE_S = 5.0  # requests that are being answered when the coordinator is asked to end
+GRACE_S = 2.0  # for requests that are being answered when the coordinator is asked to end; idle callers use it up
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ def _run_until_signal(app: FastAPI, listener: socket.socket, state: Path) -> Non
         log_config=None,
         access_log=False,
         lifespan="off",
+        ws="none",
         ssl_certfile=state / "pki" / "api.crt",
         ssl_keyfile=str(state / "pki" / "api.key"),
         ssl_version=ssl.PROTOCOL_TLS_SERVER,

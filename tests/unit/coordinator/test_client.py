@@ -1,0 +1,208 @@
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from contract import tensors
+from coordinator import api, app, setup
+from coordinator.client import Client, ClientError, Gate, Job, JobFailedError, UnreachableError
+from coordinator.errors import SetupError
+from coordinator.jobs.worker import Record
+
+
+@contextmanager
+def serving(web: FastAPI, state: Path, port: int) -> Iterator[uvicorn.Server]:
+    """Serve over HTTPS in a thread, with the certificate of the state folder."""
+    settings = uvicorn.Config(
+        web,
+        port=port,
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+        ssl_certfile=state / "pki" / "api.crt",
+        ssl_keyfile=str(state / "pki" / "api.key"),
+    )
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Site:
+    """A coordinator's API over a new state folder; loops and broker do not run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.config = setup.init(self.state)
+        self.services = app.compose(self.state)
+        self.web = app.web(self.services, api.Tokens.load(self.state), started_at=5.0)
+        self.client = Client.from_state(self.state, retry_s=5.0)
+
+    @contextmanager
+    def serve(self) -> Iterator[None]:
+        with serving(self.web, self.state, self.config.api_port):
+            try:
+                yield
+            finally:
+                self.client.close()  # first, or the server waits for it
+
+    def close(self) -> None:
+        self.client.close()
+        self.services.storage.engine.dispose()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_model_goes_in_and_comes_out_through_the_typed_client(site: Site) -> None:
+    with site.serve():
+        client = site.client
+        assert client.healthy()
+        data = tensors.dump({"w": np.zeros(3, np.float32)})
+        weights = client.put_blob(data)
+        assert client.get_blob(weights.sha256) == data
+        entry = {"sha256": weights.sha256}
+        snapshot = client.create_snapshot(task="digits", manifest={"files": {"train": entry}})
+        fields: dict[str, Any] = {"task": "digits", "weights_sha256": weights.sha256, "metrics": {"accuracy": 0.9}}
+        version = client.create_version("digits", snapshot_sha256=snapshot.sha256, **fields)
+        gate = Gate(passed=False, reasons=["too large"])
+        variant = client.create_variant(
+            "digits", 1, name="int8", tflite_sha256=weights.sha256, report={"bytes": 5}, gate=gate
+        )
+        assert client.get_version("digits", 1).variants == [variant]
+        assert client.snapshots() == [snapshot]
+        assert [(model.name, model.versions) for model in client.models()] == [("digits", [version.version])]
+        assert client.bundles() == []
+
+
+def test_every_list_of_the_control_plane_answers(site: Site) -> None:
+    with site.serve():
+        client = site.client
+        token = client.add_device("meter-1", {"site": "north"})
+        assert token.name == "meter-1"
+        assert [device.name for device in client.devices("tag:site=north")] == ["meter-1"]
+        assert client.device("meter-1").connected is False
+        assert client.rollouts() == client.runs() == client.alerts() == client.jobs() == []
+        status = client.status()
+        assert (status.started_at, status.devices["total"]) == (5.0, 1)
+        assert "fieldfare_devices" in client.metrics()
+
+
+def test_the_server_s_own_sentence_reaches_the_caller(site: Site) -> None:
+    with site.serve(), pytest.raises(ClientError, match="no version 7 of model 'digits'") as caught:
+        site.client.get_version("digits", 7)
+    assert caught.value.status == 404
+
+
+def test_a_stranger_and_a_wrong_authority_are_refused(site: Site, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    setup.init(other)
+    with site.serve():
+        ca = site.state / "pki" / "ca.crt"
+        with Client(site.client.url, ca, "guess") as stranger, pytest.raises(ClientError) as caught:
+            stranger.jobs()
+        assert caught.value.status == 403
+        with (
+            Client(site.client.url, other / "pki" / "ca.crt", "guess", retry_s=0.0) as fooled,
+            pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            fooled.jobs()
+
+
+def test_a_coordinator_that_comes_back_is_waited_for(site: Site) -> None:
+    answers: list[Job] = []
+    caller = threading.Thread(target=lambda: answers.append(site.client.create_job("train", {}, id="a")))
+    caller.start()
+    time.sleep(0.5)
+    with site.serve():
+        caller.join(10)
+    assert [job.id for job in answers] == ["a"]
+
+
+def test_a_coordinator_that_does_not_come_back_is_named(site: Site) -> None:
+    with Client.from_state(site.state, retry_s=0.3) as client:
+        assert not client.healthy()
+        with pytest.raises(UnreachableError, match=f"127.0.0.1:{site.config.api_port} does not answer"):
+            client.jobs()
+
+
+def test_a_call_that_may_have_been_heard_is_not_repeated_unless_it_is_safe(site: Site) -> None:
+    """The listener takes a request and hangs up, as a coordinator that is killed."""
+    heard: list[int] = []
+    with socket.create_server(("127.0.0.1", site.config.api_port)) as listener:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                heard.append(1)
+                connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with Client.from_state(site.state, retry_s=0.5) as client, pytest.raises(UnreachableError):
+            client.jobs()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(heard) > 1
+
+
+def test_waiting_for_a_job_shows_its_progress_and_raises_its_error(site: Site) -> None:
+    with site.serve():
+        good, bad = site.client.create_job("train", {}), site.client.create_job("train", {"n": 1})
+        seen: list[str] = []
+
+        def work() -> None:
+            for job, outcome in ((good, "succeeded"), (bad, "failed")):
+                record = Record(site.services.storage.engine, job.id)
+                record.claim(1.0)
+                record.report(0.5, "half")
+                time.sleep(0.3)
+                record.end(outcome, error=None if outcome == "succeeded" else "out of data")
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        done = site.client.wait_job(
+            good.id, timeout_s=10, on_progress=lambda job: seen.append(job.message), poll_s=0.05
+        )
+        assert done.state == "succeeded"
+        assert "half" in seen
+        with pytest.raises(JobFailedError, match="out of data"):
+            site.client.wait_job(bad.id, timeout_s=10, poll_s=0.05)
+        worker.join()
+        waiting = site.client.create_job("train", {"n": 2})
+        with pytest.raises(UnreachableError, match="still queued after"):
+            site.client.wait_job(waiting.id, timeout_s=0.1, poll_s=0.05)
+
+
+def test_a_folder_without_a_coordinator_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="fieldfare serve"):
+        Client.from_state(tmp_path)
+
+
+def test_no_certificate_authority_is_no_client(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match="CA"):
+        Client("https://127.0.0.1:1", tmp_path / "ca.crt", "")
