@@ -78,7 +78,13 @@ def add_devices(storage: Storage, bundle_sha256: str, *names: str, version: int 
     )
     with storage.engine.begin() as connection:
         for name in names:
-            row = {"name": name, "tags": {}, "created_at": 0.0, "hello": msgspec.to_builtins(hello)}
+            row = {
+                "name": name,
+                "tags": {},
+                "created_at": 0.0,
+                "certificate_pem": "x",
+                "hello": msgspec.to_builtins(hello),
+            }
             connection.execute(insert(devices_table).values(**row))
 
 
