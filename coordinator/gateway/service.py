@@ -83,6 +83,7 @@ class Gateway:
 
     def tick(self, now: float) -> None:
         """Publish what is new. A failure leaves it for the next tick."""
+        self._revive()
         if not self.connected:
             return
         if self._fresh.is_set():
@@ -91,6 +92,15 @@ class Gateway:
         messages, published = self._core.tick(now)
         if self._publish(messages):
             published()
+
+    def _revive(self) -> None:
+        """Start paho's network thread again if it died; paho would not, nor say so."""
+        thread = self._client._thread  # noqa: SLF001 - there is no public word for it
+        if thread is not None and not thread.is_alive():
+            logger.error("the MQTT thread died and starts again")
+            self._connected.clear()
+            self._client.loop_stop()
+            self._client.loop_start()
 
     def _publish(self, messages: Iterable[Outgoing]) -> bool:
         """Publish at QoS 1; whether the broker has acknowledged all of them."""

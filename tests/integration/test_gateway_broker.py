@@ -1,5 +1,6 @@
 """The gateway over real brokers: reports count once, desired states wait for devices, restarts lose nothing."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,3 +158,17 @@ def test_a_message_that_breaks_our_code_does_not_end_the_session(
     time.sleep(0.1)
     client.publish(topics.up("meter-5", "report"), report(1))
     assert eventually(lambda: whole.seen == [("meter-5", 1)])
+
+
+def test_a_network_thread_that_died_is_started_again(
+    whole: Whole, device: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = device("meter-6")
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole.gateway._client, "_loop", lambda *_: 1 / 0)  # as in paho's issue 894
+        thread = whole.gateway._client._thread
+        client.publish(topics.up("meter-6", "report"), report(1))
+        assert eventually(lambda: thread is not None and not thread.is_alive())
+    client.publish(topics.up("meter-6", "report"), report(1))
+    assert eventually(lambda: whole.seen == [("meter-6", 1)], 20)
