@@ -212,6 +212,7 @@ class Agent:
                 _LOG.warning("nobody reads %s", topic[:120])
 
     def _speak(self) -> None:
+        self._session.revive()
         if not self._session.connected:
             return
         now = time.monotonic()

@@ -1,12 +1,11 @@
 """The MQTT session: one persistent connection that comes back by itself, and says no word that it cannot keep.
 
 paho's network thread only moves messages into `inbox`; all work happens elsewhere, so that no exception of ours can
-end that thread, and a thread that ends all the same is started again.
+end that thread, and a thread that ends all the same is started again (paho issues 894, 692).
 """
 
 import logging
 import queue
-import threading
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any, Protocol
@@ -81,7 +80,6 @@ class Session:
         self._device = device
         self._boot = boot
         self._patterns = {topics.all_down(device)}
-        self._closing = threading.Event()
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=device, clean_session=False, protocol=mqtt.MQTTv311
         )
@@ -92,21 +90,23 @@ class Session:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.connect_async(host, port, keepalive=30)
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
-        """Connect, and stay connected, in a thread."""
-        self._thread.start()
+        """Connect, and stay connected, in paho's thread (the only one that may touch the socket)."""
+        self._client.loop_start()
+
+    def revive(self) -> None:
+        """Start the network thread again if something ended it; call this now and then."""
+        if self._client.loop_start() == mqtt.MQTT_ERR_SUCCESS:  # it refuses while its thread lives
+            _LOG.error("the MQTT thread had died and is started again")
 
     def close(self) -> None:
         """Say goodbye, disconnect and end the thread."""
         if self.connected:
             topic, payload = topics.up(self._device, "gone"), codec.encode(Gone(boot=self._boot))
             self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
-        self._closing.set()
         self._client.disconnect()
-        if self._thread.is_alive():
-            self._thread.join(5)
+        self._client.loop_stop()
 
     def send(self, message: Up) -> bool:
         """Hand a message to the connection; False where there is none."""
@@ -126,14 +126,6 @@ class Session:
         self._patterns.discard(pattern)
         if self.connected:
             self._client.unsubscribe(pattern)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                self._client.loop_forever(retry_first_connection=True)
-            except Exception:  # noqa: BLE001  # whatever ends the loop must not end the agent's voice
-                _LOG.exception("the MQTT loop failed and is started again")
-            self._closing.wait(1)
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

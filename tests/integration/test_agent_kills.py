@@ -94,7 +94,7 @@ def test_training_that_was_killed_is_begun_again_and_answered_once(
     coordinator.desire(agent.device, ref)
     agent.feed("000", *agent_models.samples(200, seed=0))
     agent.wait(lambda: coordinator.samples() == 200)
-    coordinator.instruct(agent.device, ref.sha256, agent_models.weights(), epochs=3000)
+    coordinator.instruct(agent.device, ref.sha256, agent_models.weights(), epochs=400)
     agent.wait(lambda: list(agent.folder.staging.glob("job-*/job.msgpack")))
     agent.kill()
     agent.start()
