@@ -57,6 +57,7 @@ def test_threads_that_speak_at_once_do_not_break_the_connection(broker: BrokerPr
         listener.stop()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # paho drops its own wake-up sockets then
 def test_a_network_thread_that_dies_is_started_again(broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     deaths: list[object] = []
     monkeypatch.setattr(threading, "excepthook", deaths.append)
