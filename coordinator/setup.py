@@ -40,7 +40,8 @@ def init(
         SetupError: a configuration that cannot be read, or a folder that cannot be written.
     """
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.mkdir(parents=True, exist_ok=True)
+        state.chmod(0o700)
         for folder in ("tokens", "jobs", "logs"):
             (state / folder).mkdir(exist_ok=True, mode=0o700)
     except OSError as error:
@@ -76,6 +77,7 @@ def _configure(state: Path, overrides: Mapping[str, Any]) -> Config:
         raise SetupError(f"{path}: {error}") from error
     if wanted != found:
         configuration.save(state, config)
+    path.chmod(0o600)  # one that a person wrote may be open to others, and may hold a password
     return config
 
 
