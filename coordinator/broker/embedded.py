@@ -47,7 +47,7 @@ class FleetBroker(Broker):
         self._clients: dict[str, ClientSession] = {}
         self._connections: dict[str, Connection] = {}
         self._retained: dict[str, Message] = {}
-        self._serving: set[asyncio.Task[Any]] = set()
+        self._serving: dict[asyncio.Task[Any], Connection] = {}
 
     @staticmethod
     def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
@@ -62,11 +62,11 @@ class FleetBroker(Broker):
         """Serve a client whose TLS handshake succeeded."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio calls this in a task
-        self._serving.add(task)
+        connection = self._serving[task] = Connection(self, reader, writer)
         try:
-            await Connection(self, reader, writer).serve()
+            await connection.serve()
         finally:
-            self._serving.discard(task)
+            del self._serving[task]
 
     async def admit(self, connect: ConnectPacket, tls: Any) -> bool:
         """Ask the authentication plugin, before anything of the named session is touched."""
@@ -167,9 +167,11 @@ class FleetBroker(Broker):
         """Cut every connection, then stop as amqtt does."""
         for server in self._servers.values():
             server.instance.close()
-        for task in list(self._serving):
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        serving = dict(self._serving)
+        for connection in serving.values():
+            connection.abort()  # not a cancelled task, which asyncio's streams complain about on the log
+        if serving:
+            await asyncio.wait(serving)
         await super().shutdown()
 
 
