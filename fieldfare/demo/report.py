@@ -127,9 +127,10 @@ def _rollouts(outcome: Outcome) -> str:
 
 
 def _by_device(outcome: Outcome) -> str:
-    devices = outcome.version_1["metrics"]["devices"]
-    rows = [(name, str(found["samples"]), f"{found['accuracy']:.3f}") for name, found in sorted(devices.items())]
-    return _table(("device", "images", "accuracy"), rows, numbers=(1, 2))
+    test = outcome.version_1["metrics"]["test"]
+    rows = [(name, f"{accuracy:.3f}") for name, accuracy in sorted(test["devices"].items())]
+    rows.append((f"all {test['samples']} images", f"{test['accuracy']:.3f}"))
+    return _table(("device", "accuracy"), rows, numbers=(1,))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:

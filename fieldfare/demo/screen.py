@@ -31,7 +31,7 @@ class Screen:
 
     def fact(self, text: str) -> None:
         """Say something that was just seen."""
-        self.console.print(f"      {text}")
+        self.console.print(f"      {text}", soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str) -> Iterator["Bar"]:

@@ -138,7 +138,12 @@ class Stations:
             self._outcome.run = msgspec.to_builtins(run)
             version = self.client.get_version(MODEL, int(run.version or 0))
             self._outcome.version_2 = msgspec.to_builtins(version)
-            self._screen.fact(f"{len(run.rounds)} rounds of FedAvg made {MODEL}:{version.version}")
+            trained = [step for step in run.rounds if step.kind == "train"]
+            before, after = run.rounds[0].metrics["loss"], run.rounds[-1].metrics["loss"]
+            self._screen.fact(
+                f"{len(trained)} rounds of FedAvg made {MODEL}:{version.version}; on the devices' own samples the "
+                f"loss went from {before:.2f} to {after:.2f}"
+            )
             _, self._bundles[2] = self._compress(version.version, "post-training")
             self._outcome.bundle_2 = msgspec.to_builtins(self._bundles[2])
             self._roll_out(self._bundles[2], f"name={','.join(self._settings.drifting)}")

@@ -60,11 +60,11 @@ def _finish(screen: Screen, settings: Settings, outcome: Outcome, *, keep: bool,
     from fieldfare.demo import report, table
 
     table.show(screen.console, outcome)
-    report.write(settings.report, outcome)
-    screen.console.print(f"Report: {settings.report.resolve()}", markup=False, soft_wrap=True)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n")
         screen.console.print(f"JSON:   {json_file.resolve()}", markup=False, soft_wrap=True)
+    report.write(settings.report, outcome)
+    screen.console.print(f"Report: {settings.report.resolve()}", markup=False, soft_wrap=True)
     if keep:
         screen.console.print(f"Kept:   {settings.folder}", markup=False, soft_wrap=True)
     else:
