@@ -8,6 +8,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,7 @@ class Rounds:
         if not files:
             raise TrainingError("no labelled samples on this device")
         path = self._pull(instruction.weights, lambda: self._expired(instruction))
-        folder = self._staging / f"job-{instruction.weights.sha256[:12]}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700)
+        folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._staging))  # its own, whatever an orphan still writes
         try:
             path.replace(folder / trainer.WEIGHTS)
             job = trainer.Job(

@@ -6,6 +6,7 @@ end that thread, and a thread that ends all the same is started again (paho issu
 
 import logging
 import queue
+from contextlib import suppress
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any, Protocol
@@ -104,7 +105,8 @@ class Session:
         """Say goodbye, disconnect and end the thread."""
         if self.connected:
             topic, payload = topics.up(self._device, "gone"), codec.encode(Gone(boot=self._boot))
-            self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
+            with suppress(RuntimeError, ValueError):  # the connection went away in this very moment
+                self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
         self._client.disconnect()
         self._client.loop_stop()
 

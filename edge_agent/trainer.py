@@ -19,7 +19,7 @@ from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction, RoundReply
 from contract.profile import count
 from edge_agent import samples, slots, training
-from edge_agent.errors import AgentError, TrainingError
+from edge_agent.errors import AgentError, TrainingError, TrainingStoppedError
 from edge_agent.files import write_atomically
 from edge_agent.runtime import softmax
 
@@ -127,6 +127,8 @@ def main() -> None:
     job = codec.decode((folder / JOB).read_bytes(), Job, limit=limits.ARTIFACT_BYTES)
     try:
         reply, update = carry_out(job, (folder / WEIGHTS).read_bytes(), orphaned=lambda: os.getppid() != parent)
+    except TrainingStoppedError:
+        sys.exit(1)  # the parent died; its next start will begin again
     except (AgentError, ContractError) as error:
         reply, update = failed(job.instruction, str(error)), b""
     if update:

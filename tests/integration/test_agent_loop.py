@@ -1,5 +1,8 @@
-"""The agent as a process, over a real Mosquitto: it pulls, verifies, activates, infers, counts and trains."""
+"""The agent as a process, over both real brokers: it pulls, verifies, activates, infers, counts and trains."""
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +17,12 @@ from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_coordinator import AgentProcess, Coordinator
 from tests.fakes.broker_process import BrokerProcess
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    running = BrokerProcess(tmp_path_factory.mktemp("broker"), "mosquitto")
+@pytest.fixture(scope="module", params=["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+def broker(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[BrokerProcess]:
+    running = BrokerProcess(tmp_path_factory.mktemp("broker"), request.param)
     yield running
     running.stop()
 
@@ -33,7 +36,7 @@ def coordinator(broker: BrokerProcess) -> Iterator[Coordinator]:
 
 @pytest.fixture
 def agent(coordinator: Coordinator, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
-    name = request.node.name.replace("_", "-")[:60].strip("-").lower()
+    name = f"meter-{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
     running = AgentProcess(coordinator, tmp_path / "agent", name)
     running.start()
     yield running
@@ -63,6 +66,10 @@ def test_a_signed_bundle_is_activated_serves_and_every_inference_is_counted_once
     assert status.connected
     assert (status.inferences, status.active) == (120, ref)
     agent.wait(lambda: read(agent.folder.root).pending_reports == 0)
+    command = [sys.executable, "-m", "edge_agent", "run", "--state", str(agent.folder.root)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "another agent runs in this folder" in second.stderr
 
 
 def activate(coordinator: Coordinator, agent: AgentProcess, bundle: bytes) -> messages.BundleRef:

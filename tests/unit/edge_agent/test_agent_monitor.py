@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contract import profile, tensors
 from contract.bundle import unpack
-from contract.messages import ProfileWindow
+from contract.messages import Desired, ProfileWindow
 from edge_agent.monitor import Monitor
 from edge_agent.serving import Model
 from tests.fakes import agent_bundles, agent_models
@@ -183,3 +183,19 @@ def test_where_nobody_confirms_for_long_windows_grow_instead_of_the_outbox(
     parts.state.forget("o", parts.state.pending(10))
     monitor.tick()
     assert [window.counts.samples for window in _windows(parts)] == [130]
+
+
+def test_a_window_closes_before_the_bundle_changes(parts: Parts) -> None:
+    for version in (1, 2):
+        bundle = agent_bundles.make(version=version)
+        parts.sign(bundle)
+        desired = Desired(revision=version, rollout=None, bundle=agent_bundles.ref(bundle))
+        parts.updater.apply(desired)
+        _feed(parts, f"{version}", x=agent_models.samples(10 * version, seed=version)[0])
+        assert _monitor(parts).tick()
+    (first,) = _windows(parts)
+    assert first.counts.samples == 10
+    assert parts.state.window is not None
+    assert parts.state.window.counts.samples == 20
+    assert parts.serving.model is not None
+    assert parts.state.window.bundle_sha256 == parts.serving.model.ref.sha256 != first.bundle_sha256
