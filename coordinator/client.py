@@ -299,7 +299,7 @@ class Client:
 
     def create_job(self, kind: str, spec: Mapping[str, Any], *, id: str | None = None) -> Job:  # noqa: A002 its name
         """Queue a job. With an `id` of yours, asking again gives the same job."""
-        body = {"id": id or uuid4().hex, "kind": kind, "spec": spec}
+        body = {"id": id or uuid4().hex[:12], "kind": kind, "spec": spec}
         return self.post("/v1/jobs", Job, body, repeat=True)
 
     def jobs(self) -> list[Job]:
@@ -354,9 +354,10 @@ class Client:
 
     # fleet
 
-    def add_device(self, name: str, tags: Mapping[str, str] | None = None) -> DeviceToken:
-        """Expect a device; its one-time token comes back."""
-        return self.post("/v1/devices", DeviceToken, {"name": name, "tags": tags or {}})
+    def add_device(self, name: str, tags: Mapping[str, str] | None = None, *, hardware_class: str = "") -> DeviceToken:
+        """Expect a device; its one-time token comes back, and replaces one that was not used."""
+        body = {"name": name, "tags": tags or {}, "hardware_class": hardware_class}
+        return self.post("/v1/devices", DeviceToken, body)
 
     def devices(self, cohort: str = "all") -> list[Device]:
         """Devices of a cohort (`all`, `name=a,b`, `tag:site=north`, `class=x86-64`), by name."""
@@ -417,9 +418,17 @@ class Client:
 
     # rounds
 
-    def launch_run(self, model: str, *, cohort: str = "all", settings: Mapping[str, Any] | None = None) -> Run:
-        """Start federated rounds from the newest version that the cohort serves; `settings` as in `Policy`."""
-        return self.post("/v1/rounds", Run, {"model": model, "cohort": cohort, "config": settings or {}})
+    def launch_run(
+        self,
+        model: str,
+        *,
+        cohort: str = "all",
+        version: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Start federated rounds from `version`, or the newest that the cohort serves; `settings` as in `RunConfig`."""
+        body = {"model": model, "cohort": cohort, "version": version, "config": settings or {}}
+        return self.post("/v1/rounds", Run, body)
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
@@ -435,9 +444,11 @@ class Client:
 
     # drift
 
-    def drift(self, model: str, *, version: int | None = None, since: float | None = None) -> dict[str, Any]:
+    def drift(
+        self, model: str, *, version: int | None = None, since: float | None = None, cohort: str = "all"
+    ) -> dict[str, Any]:
         """The drift report of a model: pooled by cohort against the reference, and devices against their own past."""
-        return self.get("/v1/drift", dict[str, Any], model=model, version=version, since=since)
+        return self.get("/v1/drift", dict[str, Any], model=model, version=version, since=since, cohort=cohort)
 
     def alerts(self) -> list[Alert]:
         """All alerts, newest first."""
@@ -462,7 +473,7 @@ class Client:
         return self.post(f"/v1/signing/requests/{id}/refusal", SigningRequest, {"reason": reason}, repeat=True)
 
     def publish_repository(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """Hand in the first root, targets and bundles metadata: file name to the very text."""
+        """Hand in the first root, targets and bundles metadata: role to the very text."""
         return self.post("/v1/signing/repository", dict[str, Any], {"metadata": metadata}, repeat=True)
 
     # transport

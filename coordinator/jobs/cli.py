@@ -1,6 +1,7 @@
 """`fieldfare jobs`: heavy work and how it goes."""
 
 import json
+from typing import Annotated
 
 import typer
 
@@ -42,7 +43,12 @@ def show(id: str, state: State = STATE, as_json: AsJson = False) -> None:  # noq
 
 
 @app.command()
-def start(kind: str, spec: str = "{}", state: State = STATE, as_json: AsJson = False) -> None:
+def start(
+    kind: str,
+    spec: Annotated[str, typer.Argument(help="What the job is to do, as JSON.")] = "{}",
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
     """Queue a job; SPEC is JSON.
 
     Example: fieldfare jobs start train '{"task": "digits", "model": "digits"}' --state state

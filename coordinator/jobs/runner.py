@@ -41,10 +41,10 @@ class Runner:
         """Look after every job once."""
         ended = {job: child for job, child in self._children.items() if child.poll() is not None}
         with self._engine.begin() as connection:
-            for row in connection.execute(select(jobs).where(jobs.c.state == "running")):
-                self._look_after(connection, row)
             for job, child in ended.items():
                 self._bury(connection, job, child.returncode)
+            for row in connection.execute(select(jobs).where(jobs.c.state == "running")).all():
+                self._look_after(connection, row)
             waiting = self._to_start(connection)
         for job in waiting:
             self._start(job)
@@ -84,6 +84,7 @@ class Runner:
             if row.cancelled_at is not None:
                 self._end(row, now)
             return
+        self._children.pop(row.id, None)
         gone = {"pid": None, "pid_started": None}
         if row.cancelled_at is not None:
             values = {**gone, "state": "cancelled", "error": "cancelled", "finished_at": now}
@@ -109,7 +110,7 @@ class Runner:
         if status != 0:
             sentence = f"its process ended with status {status} before it began; see its log"
             values = {"state": "failed", "error": sentence, "finished_at": self._clock()}
-            unclaimed = jobs.c.id == job, jobs.c.state == "queued", jobs.c.started_at.is_(None)
+            unclaimed = jobs.c.id == job, jobs.c.state == "queued"  # one that claimed it left it `running`
             connection.execute(jobs.update().where(*unclaimed).values(**values))
 
     def _to_start(self, connection: Connection) -> list[str]:

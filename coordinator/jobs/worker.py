@@ -39,7 +39,8 @@ def load(kind: str) -> Run:
     """
     offered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if kind not in offered:
-        raise SetupError(f"no installed package offers the job kind {kind!r}; there are: {', '.join(sorted(offered))}")
+        known = ", ".join(sorted(offered)) or "none"
+        raise SetupError(f"no installed package offers the job kind {kind!r}; the kinds are: {known}")
     try:
         run: Run = offered[kind].load()
     except ImportError as error:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from typer.testing import CliRunner
 
 from contract import tensors
 from coordinator import api, app, setup
 from coordinator.client import Client, ClientError, Gate, Job, JobFailedError, UnreachableError
 from coordinator.errors import SetupError
+from coordinator.jobs import cli as jobs_cli
 from coordinator.jobs.worker import Record
+from coordinator.registry import cli as models_cli
 
 
 @contextmanager
@@ -107,6 +111,24 @@ def test_every_list_of_the_control_plane_answers(site: Site) -> None:
         status = client.status()
         assert (status.started_at, status.devices["total"]) == (5.0, 1)
         assert "fieldfare_devices" in client.metrics()
+
+
+def test_the_commands_print_json_and_nothing_else_when_asked(site: Site) -> None:
+    run = CliRunner().invoke
+    with site.serve():
+        started = run(jobs_cli.app, ["start", "train", '{"epochs": 1}', "--state", str(site.state), "--json"])
+        job = json.loads(started.stdout)
+        assert (job["kind"], job["spec"], job["state"]) == ("train", {"epochs": 1}, "queued")
+        for app_, command in ((jobs_cli.app, ["list"]), (models_cli.app, ["list"]), (models_cli.app, ["bundles"])):
+            listed = run(app_, [*command, "--state", str(site.state), "--json"])
+            assert isinstance(json.loads(listed.stdout), list)
+        shown = run(jobs_cli.app, ["show", job["id"], "--state", str(site.state)])
+        assert "queued" in shown.stdout
+        cancelled = run(jobs_cli.app, ["cancel", job["id"], "--state", str(site.state)])
+        assert cancelled.stdout == f"{job['id']} cancelled\n"
+        watched = run(jobs_cli.app, ["watch", job["id"], "--state", str(site.state), "--json"])
+        assert watched.exit_code == 1
+        assert run(jobs_cli.app, ["start", "train", "[1]", "--state", str(site.state)]).exit_code == 2
 
 
 def test_the_server_s_own_sentence_reaches_the_caller(site: Site) -> None:

@@ -278,3 +278,17 @@ def test_no_more_jobs_run_side_by_side_than_may(bench: Bench) -> None:
     bench.go("a")
     bench.until("a", "succeeded")
     bench.until("c", "running")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_worker_that_cannot_even_begin_fails_its_job_and_is_not_tried_for_ever(
+    bench: Bench, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.jobs.create("wait", {}, id="a")
+    if resumed:
+        os.killpg(bench.process("a"), signal.SIGKILL)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    failed = bench.until("a", "failed")
+    assert "status 1 before it began" in (failed.error or "")
+    assert failed.attempt == int(resumed)
