@@ -5,6 +5,7 @@ it is begun again and answered once.
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,7 @@ class Rounds:
                 files=[str(file) for file in files],
                 max_samples=self._config.max_samples,
                 threads=self._config.threads,
+                parent=os.getpid(),
             )
             write_atomically(folder / trainer.JOB, codec.encode(job))
             return self._run_child(instruction, folder)

@@ -19,7 +19,7 @@ from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction, RoundReply
 from contract.profile import count
 from edge_agent import samples, slots, training
-from edge_agent.errors import AgentError, TrainingError, TrainingStoppedError
+from edge_agent.errors import AgentError, TrainingError
 from edge_agent.files import write_atomically
 from edge_agent.runtime import softmax
 
@@ -27,13 +27,14 @@ JOB, WEIGHTS, REPLY, UPDATE = "job.msgpack", "weights.safetensors", "reply.msgpa
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child needs: the instruction, the bundle's file, sample files (oldest first) and limits."""
+    """What the child needs: the instruction, the bundle's file, sample files (oldest first), limits, whose child it is."""
 
     instruction: Instruction
     bundle: str
     files: list[str]
     max_samples: int
     threads: int
+    parent: int
 
 
 def failed(instruction: Instruction, reason: str) -> RoundReply:
@@ -122,15 +123,19 @@ def _evaluate(
 
 def main() -> None:
     """The child: one job folder in, reply and update in the same folder out."""
-    folder, parent = Path(sys.argv[1]), os.getppid()
+    folder = Path(sys.argv[1])
     os.nice(10)
     job = codec.decode((folder / JOB).read_bytes(), Job, limit=limits.ARTIFACT_BYTES)
+
+    def orphaned() -> bool:
+        return os.getppid() != job.parent
+
     try:
-        reply, update = carry_out(job, (folder / WEIGHTS).read_bytes(), orphaned=lambda: os.getppid() != parent)
-    except TrainingStoppedError:
-        sys.exit(1)  # the parent died; its next start will begin again
+        reply, update = carry_out(job, (folder / WEIGHTS).read_bytes(), orphaned=orphaned)
     except (AgentError, ContractError) as error:
         reply, update = failed(job.instruction, str(error)), b""
+    if orphaned():
+        sys.exit(1)  # the agent was killed; its next start begins again
     if update:
         write_atomically(folder / UPDATE, update)
     write_atomically(folder / REPLY, codec.encode(reply))

@@ -50,6 +50,7 @@ def _job(folder: Path, bundle: bytes, y: np.ndarray | None = None, **fields: Any
         files=files,
         max_samples=2000,
         threads=1,
+        parent=0,
     )
 
 
