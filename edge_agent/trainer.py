@@ -27,7 +27,7 @@ JOB, WEIGHTS, REPLY, UPDATE = "job.msgpack", "weights.safetensors", "reply.msgpa
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child needs: the instruction, the bundle's file, sample files (oldest first), limits, whose child it is."""
+    """What the child needs: instruction, bundle file, sample files (oldest first), limits, and whose child it is."""
 
     instruction: Instruction
     bundle: str
