@@ -1,19 +1,15 @@
 """The coordinator's HTTP API, typed: what the command line, jobs and other programs of ours talk through.
 
-A call that could not reach the coordinator is tried again until a deadline, because a supervisor restarts it; a call
-that may have reached it is tried again only where repeating it changes nothing.
+`transport` says how a call is made and when it is tried again; here is what can be called.
 """
 
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import uuid4
 
-import httpx
 import msgspec
 
 from contract.messages import BlobRef
@@ -38,6 +34,7 @@ from coordinator.records import (
     Variant,
     Version,
 )
+from coordinator.transport import RETRY_S, ClientError, Transport, UnreachableError, decode
 
 __all__ = [
     "FINISHED",
@@ -64,21 +61,6 @@ __all__ = [
     "Version",
     "records",
 ]
-
-T = TypeVar("T")
-RETRY_S = 30.0  # how long a restart of the coordinator is waited for
-
-
-class ClientError(Exception):
-    """The coordinator refused; the message is its own sentence. `status` is the HTTP status, 0 without an answer."""
-
-    def __init__(self, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class UnreachableError(ClientError):
-    """No answer from the coordinator until the deadline."""
 
 
 class JobFailedError(ClientError):
@@ -113,32 +95,8 @@ class JobContext:
     report: Callable[[float, str], None]
 
 
-class Client:
-    """One connection pool to one coordinator; safe to use from several threads. Close it, or use `with`."""
-
-    def __init__(self, url: str, ca: Path, token: str, *, retry_s: float = RETRY_S, timeout_s: float = 60.0) -> None:
-        """Connect on first use.
-
-        Args:
-            url: for example `https://127.0.0.1:8443`.
-            ca: PEM file of the certificate authority that the server's certificate must come from.
-            token: bearer token; empty for open routes only.
-            retry_s: how long a coordinator that does not answer is tried.
-            timeout_s: of one attempt.
-
-        Raises:
-            ClientError: no readable certificate authority.
-        """
-        try:
-            context = ssl.create_default_context(cafile=str(ca))
-        except (OSError, ssl.SSLError) as error:
-            raise ClientError(f"{ca}: no readable CA certificate: {error}") from error
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.url = url.rstrip("/")
-        self._retry_s = retry_s
-        self._http = httpx.Client(
-            base_url=self.url, verify=context, headers=headers, timeout=timeout_s, trust_env=False
-        )
+class Client(Transport):
+    """Every route of the API as a method; close it, or use `with`."""
 
     @classmethod
     def from_state(cls, state: Path, *, token_name: str = "operator", retry_s: float = RETRY_S) -> Self:  # noqa: S107
@@ -161,25 +119,13 @@ class Client:
             raise ClientError(f"{path}: cannot read the token: {error.strerror}") from error
         return cls(f"https://{settings.host}:{settings.api_port}", state / "pki" / "ca.crt", token, retry_s=retry_s)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # the coordinator itself
 
     def healthy(self) -> bool:
         """Whether it answers now; never raises for one that is down."""
         try:
-            return self._http.get("/healthz", timeout=5).status_code == 200
-        except httpx.TransportError:
+            return self.send("GET", "/healthz", patience_s=0.0).status_code == 200
+        except ClientError:
             return False
 
     def status(self) -> Status:
@@ -188,18 +134,18 @@ class Client:
 
     def metrics(self) -> str:
         """Prometheus text."""
-        return self._send("GET", "/metrics").text
+        return self.send("GET", "/metrics").text
 
     # registry
 
     def put_blob(self, data: bytes) -> BlobRef:
         """Store bytes by content; safe to repeat."""
         headers = {"Content-Type": "application/octet-stream"}
-        return _decode(self._send("POST", "/v1/blobs", content=data, headers=headers, repeat=True), BlobRef)
+        return decode(self.send("POST", "/v1/blobs", content=data, headers=headers, repeat=True), BlobRef)
 
     def get_blob(self, sha256: str) -> bytes:
         """Bytes of a blob."""
-        return self._send("GET", f"/v1/blobs/{sha256}").content
+        return self.send("GET", f"/v1/blobs/{sha256}").content
 
     def create_snapshot(self, *, task: str, manifest: Mapping[str, Any]) -> Snapshot:
         """Register a data snapshot; the blobs named under `files` must be there. Safe to repeat."""
@@ -312,7 +258,7 @@ class Client:
 
     def job_log(self, id: str) -> str:  # noqa: A002 its name in the API
         """The end of what a job printed (at most 1 MiB)."""
-        return self._send("GET", f"/v1/jobs/{id}/log").text
+        return self.send("GET", f"/v1/jobs/{id}/log").text
 
     def cancel_job(self, id: str) -> Job:  # noqa: A002 its name in the API
         """Stop a job."""
@@ -462,7 +408,7 @@ class Client:
 
     def signing_bundle(self, sha256: str) -> bytes:
         """A bundle to be signed, whole."""
-        return self._send("GET", f"/v1/signing/bundles/{sha256}").content
+        return self.send("GET", f"/v1/signing/bundles/{sha256}").content
 
     def submit_signature(self, id: str, metadata: str) -> SigningRequest:  # noqa: A002 its name in the API
         """Hand in the signed `bundles` metadata, the very text."""
@@ -475,46 +421,3 @@ class Client:
     def publish_repository(self, metadata: Mapping[str, str]) -> dict[str, Any]:
         """Hand in the first root, targets and bundles metadata: role to the very text."""
         return self.post("/v1/signing/repository", dict[str, Any], {"metadata": metadata}, repeat=True)
-
-    # transport
-
-    def get(self, path: str, kind: type[T], **query: object) -> T:
-        """GET and decode; `None` in the query is left out."""
-        params = {name: str(value) for name, value in query.items() if value is not None}
-        return _decode(self._send("GET", path, params=params), kind)
-
-    def post(self, path: str, kind: type[T], body: object = None, *, repeat: bool = False) -> T:
-        """POST JSON and decode; `repeat` where doing it twice changes nothing."""
-        headers = {"Content-Type": "application/json"}
-        content = msgspec.json.encode({} if body is None else body)
-        return _decode(self._send("POST", path, content=content, headers=headers, repeat=repeat), kind)
-
-    def _send(self, method: str, path: str, *, repeat: bool = False, **options: Any) -> httpx.Response:
-        deadline = time.monotonic() + self._retry_s
-        repeatable = repeat or method == "GET"
-        while True:
-            try:
-                response = self._http.request(method, path, **options)
-                break
-            except httpx.TransportError as error:
-                again = repeatable or isinstance(error, httpx.ConnectError)  # a refused connection did nothing
-                if not again or time.monotonic() > deadline:
-                    raise UnreachableError(f"{self.url} does not answer: {error}") from error
-                time.sleep(0.2)
-        if response.is_success:
-            return response
-        raise ClientError(_sentence(response), status=response.status_code)
-
-
-def _decode(response: httpx.Response, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(response.content, type=kind)
-    except msgspec.DecodeError as error:
-        raise ClientError(f"{response.request.url.path}: an answer that this program cannot read: {error}") from error
-
-
-def _sentence(response: httpx.Response) -> str:
-    try:
-        return str(msgspec.json.decode(response.content, type=dict[str, str])["error"])
-    except (msgspec.DecodeError, KeyError):
-        return f"{response.request.method} {response.request.url.path}: HTTP {response.status_code}"

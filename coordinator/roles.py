@@ -24,7 +24,7 @@ def log_to_stderr() -> None:
 
 def end_with_parent() -> None:
     """If a supervisor started this process, end when that one is gone, as if by SIGTERM."""
-    parent = os.environ.get(PARENT)
+    parent = os.environ.pop(PARENT, None)  # not for the processes that this one starts
     if parent is None:
         return
 
