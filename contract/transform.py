@@ -5,6 +5,7 @@ profile counts; they are read off the model input, so that drift is measured whe
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -145,7 +146,7 @@ class Transform:
         values = raw.astype(np.float32)
         for step in self.spec.steps:
             values = _run(step, values)
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        finite = np.isfinite(_flat(values)).all(axis=1)
         if not finite.all():
             raise TransformError(f"sample {int(np.argmin(finite))} is not finite after the transform")
         return values
@@ -205,7 +206,7 @@ def _run(step: Step, values: np.ndarray) -> np.ndarray:
 
 
 def _feature(feature: Feature, values: np.ndarray) -> np.ndarray:
-    flat = values.reshape(len(values), -1)
+    flat = _flat(values)
     if isinstance(feature, Column):
         return flat[:, feature.index]
     if isinstance(feature, Mean):
@@ -214,9 +215,14 @@ def _feature(feature: Feature, values: np.ndarray) -> np.ndarray:
         return flat.std(axis=1)
     if isinstance(feature, Tilt):
         return _tilt(values)
-    down = np.abs(np.diff(values, axis=1)).reshape(len(values), -1).mean(axis=1)
-    across = np.abs(np.diff(values, axis=2)).reshape(len(values), -1).mean(axis=1)
+    down = _flat(np.abs(np.diff(values, axis=1))).mean(axis=1)
+    across = _flat(np.abs(np.diff(values, axis=2))).mean(axis=1)
     return (down + across) / 2
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """One row a sample; also for no samples, where numpy cannot infer the width."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _tilt(values: np.ndarray) -> np.ndarray:

@@ -68,6 +68,14 @@ def test_features_of_a_known_image() -> None:
     assert features["sharpness"] == pytest.approx((0 + 8 / 12) / 2)
 
 
+def test_no_samples_give_no_rows() -> None:
+    whole = Transform(IMAGE)
+    values = whole.apply(np.zeros((0, 4, 4, 1), np.uint8))
+
+    assert values.shape == (0, 4, 4, 1)
+    assert whole.features(values).shape == (0, 4)
+
+
 def test_tilt_follows_the_rotation_of_a_line() -> None:
     spec = TransformSpec(input_shape=[9, 9, 1], steps=[], features=[Tilt("tilt")])
     upright, leaning = np.zeros((1, 9, 9, 1), np.float32), np.zeros((1, 9, 9, 1), np.float32)
