@@ -6,7 +6,10 @@ Errors that a person can mend become one sentence on stderr; only this module ca
 import sys
 from collections.abc import Callable
 from importlib import metadata
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import typer
 
 GROUP = "fieldfare.commands"
 PACKAGES = {"cloud", "compression", "contract", "coordinator", "edge_agent", "fieldfare", "simulations"}
@@ -28,11 +31,20 @@ def main() -> None:
     app.callback()(_version_option())
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            app.add_typer(entry.load(), name=entry.name)
+            _add(app, entry.name, entry.load())
         except ImportError as error:
             if entry.name in sys.argv[1:2]:
                 _fail(f"`fieldfare {entry.name}` needs a package that is not installed: {error.name}", status=2)
     _run(app)
+
+
+def _add(app: "typer.Typer", name: str, part: "typer.Typer") -> None:
+    """Add a package's commands; a part that is one command alone becomes one, so that its usage says so."""
+    alone = part.registered_callback
+    if alone is not None and alone.callback is not None and not part.registered_commands:
+        app.command(name)(alone.callback)
+    else:
+        app.add_typer(part, name=name)
 
 
 def _version_option() -> Callable[..., None]:
@@ -51,9 +63,9 @@ def _version_option() -> Callable[..., None]:
     return callback
 
 
-def _run(app: object) -> None:
+def _run(app: "typer.Typer") -> None:
     try:
-        app()  # type: ignore[operator]  # a typer.Typer
+        app()
     except ModuleNotFoundError as error:
         _fail(f"this command needs a package that is not installed: {error.name}; pip install 'fieldfare[all]'")
     except OSError as error:

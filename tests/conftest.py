@@ -1,7 +1,11 @@
 """What every test may rely on: service markers that say what is missing, and no skip where CI forbids it."""
 
 import os
+import pwd
 import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +34,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("FIELDFARE_NO_SKIPS"):
                 pytest.fail(message, pytrace=False)
             pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """Folder of the socket of a PostgreSQL started for these tests."""
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
+    folder = tempfile.mkdtemp(prefix="fieldfare-pg-")
+    who = {}
+    if os.geteuid() == 0:  # the server refuses to run as root
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    data = f"{folder}/data"
+    start = [programs / "initdb", "-D", data, "-U", "fieldfare", "-A", "trust", "-N", "-E", "UTF8"]
+    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
+    options = f"-k {folder} -c listen_addresses= -c fsync=off"
+    command = [programs / "pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", options]
+    subprocess.run([*command, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*command, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
+        shutil.rmtree(folder)

@@ -5,10 +5,15 @@ these tests need no TensorFlow.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
+from sqlalchemy import create_engine, text
 
 from contract import bundle as bundles
 from coordinator.client import Bundle, Client, Gate
@@ -21,12 +26,42 @@ from fieldfare.demo.stations import Stations
 DATA = Path(__file__).parents[1] / "data" / "digits"
 
 
-@pytest.fixture(params=["embedded"])
-def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stations]:
+@dataclass(frozen=True)
+class ProductionSettings(Settings):
+    """As a production site is set up: Mosquitto and PostgreSQL."""
+
+    database: str = ""
+
+    def coordinator(self) -> dict[str, Any]:
+        return super().coordinator() | {"database": self.database}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Stations]:
     """Four enrolled, connected agents without a bundle, and version 1 in the registry, signed."""
-    settings = Settings(folder=tmp_path, devices=4, broker=request.param)
-    outcome = Outcome(devices=4, broker=request.param, drifting=settings.drifting, smallest_cohort=2)
-    with Processes(tmp_path / "logs") as processes:
+    with running(Settings(folder=tmp_path, devices=4)) as stations:
+        yield stations
+
+
+@pytest.fixture
+def production_site(tmp_path: Path, postgresql_server: str) -> Iterator[Stations]:
+    """The same on Mosquitto and PostgreSQL."""
+    name = f"site_{uuid4().hex[:12]}"
+    url = "postgresql+psycopg://fieldfare@/{}?host=" + postgresql_server
+    admin = create_engine(url.format("postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    settings = ProductionSettings(folder=tmp_path, devices=4, broker="mosquitto", database=url.format(name))
+    with running(settings) as stations:
+        yield stations
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Stations]:
+    """Start everything; end it all afterwards."""
+    outcome = Outcome(devices=4, broker=settings.broker, drifting=settings.drifting, smallest_cohort=2)
+    with Processes(settings.folder / "logs") as processes:
         stations = Stations(settings, Screen(), processes, outcome)
         stations.start_coordinator()
         stations._bundles[1] = publish(stations.client)

@@ -1,10 +1,6 @@
 """One suite for what the coordinator stands on: SQLite and a real PostgreSQL, a local folder and fsspec's memory."""
 
 import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,35 +27,12 @@ from coordinator.sql import insert_once
 from coordinator.storage import Blobs, Storage, open_engine
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Folder of the socket of a PostgreSQL started for these tests."""
-    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
-    folder = tempfile.mkdtemp(prefix="fieldfare-pg-")
-    who = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        user = pwd.getpwnam("postgres")
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    data = f"{folder}/data"
-    start = [programs / "initdb", "-D", data, "-U", "fieldfare", "-A", "trust", "-N", "-E", "UTF8"]
-    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-    options = f"-k {folder} -c listen_addresses= -c fsync=off"
-    command = [programs / "pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", options]
-    subprocess.run([*command, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-    try:
-        yield folder
-    finally:
-        subprocess.run([*command, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-        shutil.rmtree(folder)
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'test.sqlite'}"
-    folder = request.getfixturevalue("server")
+    folder = request.getfixturevalue("postgresql_server")
     name = f"t{abs(hash(request.node.name)) % 10**9}"
     admin = create_engine(f"postgresql+psycopg://fieldfare@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
