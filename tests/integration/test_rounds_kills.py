@@ -165,12 +165,9 @@ def test_a_run_without_enough_replies_fails_and_says_whose(state):
         assert "0 good replies of 2" in found.error
 
 
-def test_the_process_of_a_run_loads_no_framework_and_starts_quickly():
-    code = (
-        "import time, sys; t = time.perf_counter(); import coordinator.rounds.job;"
-        "import resource; print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,"
-        "[m for m in ('tensorflow', 'torch', 'ray', 'keras') if m in sys.modules])"
-    )
+def test_the_process_of_a_run_loads_no_framework() -> None:
+    code = "import sys, coordinator.rounds.job; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert shown[2] == "[]"
-    assert float(shown[1]) < 250
+
+    assert "flwr" in shown
+    assert not {"tensorflow", "torch", "ray", "keras"} & set(shown)
