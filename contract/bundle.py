@@ -87,9 +87,10 @@ class Bundle:
             raise BundleError(f"the profile counts {named}, the transform gives {self.transform.feature_names}")
         if self.profile.spec.classes != len(self.manifest.labels):
             raise BundleError(f"{self.profile.spec.classes} classes but {len(self.manifest.labels)} labels")
-        if set(self.golden) != {"x", "logits"} or len(self.golden["x"]) != len(self.golden["logits"]):
+        lengths = {array.shape[:1] for array in self.golden.values()}
+        if set(self.golden) != {"x", "logits"} or len(lengths) != 1 or lengths == {()}:
             raise BundleError("golden vectors need `x` and `logits` of one length")
-        if not len(self.golden["x"]):
+        if lengths == {(0,)}:
             raise BundleError("golden vectors are empty")
         if (self.manifest.training is None) != ("training" not in self.files):
             raise BundleError("the training signature and its description must come together")
@@ -107,8 +108,7 @@ def pack(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     Raises:
         BundleError: a role that is unknown or missing, or parts that do not agree.
     """
-    if not set(files) >= REQUIRED or not set(files) <= set(ROLES):
-        raise BundleError(f"roles {sorted(files)}: need {sorted(REQUIRED)}, may have {ROLES}")
+    _check_roles(files)
     entries = {role: _entry(files[role]) for role in ROLES if role in files}
     whole = msgspec.structs.replace(manifest, files=entries)
     Bundle(whole, files)
@@ -149,9 +149,13 @@ def unpack(data: bytes, *, limit: int = limits.ARTIFACT_BYTES) -> Bundle:
     for role, entry in manifest.files.items():
         if _entry(content[role]) != entry:
             raise BundleError(f"{role}: the content does not have the digest that the manifest states")
-    if not set(content) >= REQUIRED or not set(content) <= set(ROLES):
-        raise BundleError(f"roles {sorted(content)}: need {sorted(REQUIRED)}, may have {ROLES}")
+    _check_roles(content)
     return Bundle(manifest, content)
+
+
+def _check_roles(files: Mapping[str, bytes]) -> None:
+    if not set(files) >= REQUIRED or not set(files) <= set(ROLES):
+        raise BundleError(f"roles {sorted(files)}: need {sorted(REQUIRED)}, may have {ROLES}")
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -11,4 +11,5 @@ TENSORS_COUNT = 4096
 BUNDLE_FILES = 32
 PROFILE_FEATURES = 512
 PROFILE_BINS = 256
+PROFILE_COUNTERS = 31_000  # of one profile in all; each takes up to 5 bytes, and a profile travels in one message
 BLOCKS_PER_REQUEST = 64

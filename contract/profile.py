@@ -67,10 +67,13 @@ def check_spec(spec: ProfileSpec) -> ProfileSpec:
     """Return `spec` if it can be counted under.
 
     Raises:
-        ProfileError: too many features or bins, edges not increasing, fewer than two classes.
+        ProfileError: too many features, bins or counters, edges not increasing, fewer than two classes.
     """
-    if len(spec.features) > limits.PROFILE_FEATURES or not 2 <= spec.classes <= 65536:
+    if len(spec.features) > limits.PROFILE_FEATURES or spec.classes < 2:
         raise ProfileError(f"{len(spec.features)} features or {spec.classes} classes are outside the limits")
+    counters = sum(len(f.edges) + 2 for f in spec.features) + spec.classes + len(spec.confidence_edges) + 1
+    if counters > limits.PROFILE_COUNTERS:
+        raise ProfileError(f"{counters} counters in a profile, at most {limits.PROFILE_COUNTERS} fit into a message")
     for name, edges in [*((f.name, f.edges) for f in spec.features), ("confidence", spec.confidence_edges)]:
         values = np.asarray(edges, np.float32)
         if not 1 <= len(values) < limits.PROFILE_BINS:

@@ -25,8 +25,8 @@ def verify(certificate_pem: bytes, payload: bytes, signature: bytes) -> None:
         key = x509.load_pem_x509_certificate(certificate_pem).public_key()
     except ValueError as error:
         raise SignatureError("the device's certificate cannot be read") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise SignatureError("the device's certificate holds no elliptic-curve key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise SignatureError("the device's certificate holds no P-256 key")
     try:
         key.verify(signature, payload, _ALGORITHM)
     except InvalidSignature as error:

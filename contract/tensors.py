@@ -46,11 +46,12 @@ def load(data: bytes, *, limit: int = limits.ARTIFACT_BYTES) -> Arrays:
         raise TensorError(f"not a safetensors file: {error}") from error
     try:
         order = json.loads(header.get("__metadata__", {}).get("order", "null"))
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (ValueError, RecursionError, TypeError) as error:
         raise TensorError("the tensor order is not a JSON list") from error
     if order is None:
         return arrays
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(arrays):
+    named = isinstance(order, list) and all(isinstance(name, str) for name in order)
+    if not named or sorted(order) != sorted(arrays):
         raise TensorError("the tensor order does not name every tensor once")
     return {name: arrays[name] for name in order}
 
@@ -70,8 +71,9 @@ def _header(data: bytes) -> dict[str, dict[str, str]]:
     for name, entry in header.items():
         if not isinstance(entry, dict):
             raise TensorError(f"tensor {name[:80]!r} has no description")
-        if name != "__metadata__" and entry.get("dtype") not in _DTYPES:
-            raise TensorError(f"tensor {name[:80]!r} has an unsupported dtype {str(entry.get('dtype'))[:20]!r}")
+        dtype = str(entry.get("dtype"))
+        if name != "__metadata__" and dtype not in _DTYPES:
+            raise TensorError(f"tensor {name[:80]!r} has an unsupported dtype {dtype[:20]!r}")
     return header
 
 

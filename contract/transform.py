@@ -176,11 +176,11 @@ def _check_shapes(spec: TransformSpec) -> tuple[int, ...]:
         elif isinstance(step, Clip) and not step.low < step.high:
             raise TransformError(f"clip needs low < high, got {step.low} and {step.high}")
         elif isinstance(step, Reshape):
-            if any(size < 1 for size in step.shape) or np.prod(step.shape) != np.prod(shape):
+            if any(size < 1 for size in step.shape) or math.prod(step.shape) != math.prod(shape):
                 raise TransformError(f"cannot reshape {shape} to {tuple(step.shape)}")
             shape = tuple(step.shape)
     for feature in spec.features:
-        if isinstance(feature, Column) and not 0 <= feature.index < int(np.prod(shape)):
+        if isinstance(feature, Column) and not 0 <= feature.index < math.prod(shape):
             raise TransformError(f"feature {feature.name!r}: column {feature.index} is outside shape {shape}")
         if isinstance(feature, Sharpness | Tilt) and len(shape) != 3:
             raise TransformError(f"feature {feature.name!r} needs images (height, width, channels), not {shape}")
@@ -191,7 +191,9 @@ def _check_scale(step: Scale, shape: Sequence[int]) -> None:
     sizes = {len(step.offset), len(step.divisor)}
     if not sizes <= {1, shape[-1]}:
         raise TransformError(f"scale has {sorted(sizes)} entries, the last axis of {tuple(shape)} has {shape[-1]}")
-    if any(not np.isfinite(d) or d == 0 for d in step.divisor) or not np.isfinite(step.offset).all():
+    with np.errstate(over="ignore", under="ignore"):  # what float32 cannot hold is refused here
+        offset, divisor = np.asarray(step.offset, np.float32), np.asarray(step.divisor, np.float32)
+    if not (np.isfinite(divisor).all() and divisor.all() and np.isfinite(offset).all()):
         raise TransformError("scale needs finite offsets and finite divisors other than zero")
 
 

@@ -102,3 +102,10 @@ def test_parts_that_disagree_are_refused_when_packed(manifest: bundle.Manifest, 
 
 def test_the_target_path_names_model_version_variant_and_digest() -> None:
     assert bundle.target_path("digits", 2, "int8", "ab" * 32) == "bundles/digits/2/int8-abababababab.zip"
+
+
+@pytest.mark.parametrize("name", ["x", "logits"])
+def test_golden_vectors_that_are_one_number_are_refused(name: str) -> None:
+    golden = {"x": np.zeros((1, 2), np.float32), "logits": np.zeros((1, 2), np.float32), name: np.float32(1)}
+    with pytest.raises(BundleError, match="golden vectors need"):
+        bundle.pack(MANIFEST, {**FILES, "golden": tensors.dump(golden)})

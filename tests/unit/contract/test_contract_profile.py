@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract import profile
+from contract import codec, limits, profile
 from contract.errors import ProfileError
 from contract.profile import Counts, FeatureBins, ProfileSpec
 
@@ -113,11 +113,33 @@ def test_counts_that_no_device_could_have_counted_are_refused(change: dict) -> N
         ProfileSpec(features=[FeatureBins("a", [1.0, 1.0])], classes=2, confidence_edges=[0.5]),
         ProfileSpec(features=[FeatureBins("a", [float("inf")])], classes=2, confidence_edges=[0.5]),
         ProfileSpec(features=[FeatureBins("a", [0.0])], classes=1, confidence_edges=[0.5]),
+        ProfileSpec(features=[FeatureBins("a", [0.0])], classes=40_000, confidence_edges=[0.5]),
     ],
 )
 def test_bins_that_cannot_be_counted_under_are_refused(spec: ProfileSpec) -> None:
     with pytest.raises(ProfileError):
         profile.check_spec(spec)
+
+
+def test_the_largest_profile_still_fits_into_one_message() -> None:
+    edges = [float(edge) for edge in range(limits.PROFILE_BINS - 1)]
+    many = limits.PROFILE_COUNTERS // (limits.PROFILE_BINS + 1)
+    features = [FeatureBins(f"f{index}", edges) for index in range(many)]
+    classes = limits.PROFILE_COUNTERS - many * (limits.PROFILE_BINS + 1) - 2
+    spec = profile.check_spec(ProfileSpec(features=features, classes=classes, confidence_edges=[0.5]))
+    most = 2**32 - 1
+    counts = Counts(
+        samples=most,
+        features=[[most] * limits.PROFILE_BINS] * many,
+        missing=[most] * many,
+        predictions=[most] * classes,
+        confidence=[most] * 2,
+        confidence_sum=most * profile.CONFIDENCE_UNIT,
+    )
+    assert len(codec.encode(counts)) < limits.MESSAGE_BYTES - 2 * 1024
+    one_more = ProfileSpec(features=spec.features, classes=classes + 1, confidence_edges=[0.5])
+    with pytest.raises(ProfileError, match="counters"):
+        profile.check_spec(one_more)
 
 
 def test_counts_of_other_bins_are_not_added() -> None:

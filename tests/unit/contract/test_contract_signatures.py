@@ -63,3 +63,9 @@ def test_another_devices_signature_is_refused() -> None:
 def test_a_certificate_without_a_p256_key_is_refused(pem: bytes) -> None:
     with pytest.raises(SignatureError):
         signatures.verify(pem, b"payload", signatures.sign(KEY, b"payload"))
+
+
+def test_a_key_on_another_curve_is_refused_though_its_signature_holds() -> None:
+    other = ec.generate_private_key(ec.SECP384R1())
+    with pytest.raises(SignatureError, match="no P-256 key"):
+        signatures.verify(certificate(other), b"payload", signatures.sign(other, b"payload"))

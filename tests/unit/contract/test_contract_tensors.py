@@ -49,12 +49,29 @@ def test_a_truncated_file_is_refused_at_every_length() -> None:
             tensors.load(data[:length])
 
 
-def test_an_order_that_misses_a_tensor_is_refused() -> None:
-    header = {"__metadata__": {"order": '["v"]'}, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+def _file(name: str, *, dtype: object = "F32", order: str = "null") -> bytes:
+    header = {"__metadata__": {"order": order}, name: {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
+@pytest.mark.parametrize(("name", "order"), [("w", '["v"]'), ("1", "[1]"), ("['a']", '[["a"]]'), ("w", '{"w": 1}')])
+def test_an_order_that_does_not_name_every_tensor_is_refused(name: str, order: str) -> None:
     with pytest.raises(TensorError, match="every tensor once"):
-        tensors.load(len(text).to_bytes(8, "little") + text + bytes(4))
+        tensors.load(_file(name, order=order))
+
+
+@pytest.mark.parametrize("order", ["[", "[" * 100_000, "9" * 10_000])
+def test_an_order_that_is_no_json_is_refused(order: str) -> None:
+    with pytest.raises(TensorError, match="JSON list"):
+        tensors.load(_file("w", order=order))
+
+
+@pytest.mark.parametrize("dtype", [[], {}, None, 4, "BF16"])
+def test_a_dtype_that_is_none_is_refused(dtype: object) -> None:
+    with pytest.raises(TensorError, match="unsupported dtype"):
+        tensors.load(_file("w", dtype=dtype))
 
 
 def test_a_file_over_the_limit_is_refused() -> None:

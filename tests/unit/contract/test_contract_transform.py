@@ -90,6 +90,9 @@ def test_tilt_follows_the_rotation_of_a_line() -> None:
     ("spec", "message"),
     [
         (TransformSpec(input_shape=[2], steps=[Scale([0.0], [0.0])], features=[]), "zero"),
+        (TransformSpec(input_shape=[2], steps=[Scale([0.0], [1e-60])], features=[]), "zero"),
+        (TransformSpec(input_shape=[2], steps=[Scale([1e60], [1.0])], features=[]), "finite"),
+        (TransformSpec(input_shape=[2**33, 2**32], steps=[Reshape([2**32, 2**34])], features=[]), "cannot reshape"),
         (TransformSpec(input_shape=[2], steps=[Scale([0.0] * 3, [1.0])], features=[]), "entries"),
         (TransformSpec(input_shape=[2], steps=[Clip(1.0, 1.0)], features=[]), "low < high"),
         (TransformSpec(input_shape=[2], steps=[Reshape([3])], features=[]), "cannot reshape"),
