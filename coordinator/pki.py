@@ -122,6 +122,12 @@ def create(state: Path, now: datetime | None = None) -> None:
             _write_pair(folder, name, key, certificate)
 
 
+def same_key(one_pem: bytes, other_pem: bytes) -> bool:
+    """Whether two certificates are for one key."""
+    one, other = (x509.load_pem_x509_certificate(pem) for pem in (one_pem, other_pem))
+    return one.public_key() == other.public_key()
+
+
 def _authority(now: datetime) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     name = "fieldfare authority"

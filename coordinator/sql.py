@@ -1,10 +1,10 @@
-"""Small things between SQLAlchemy and the rest: rows to records, and the statement that dialects spell in two ways."""
+"""Small things between SQLAlchemy and the rest: rows to records, and what dialects do in two ways."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Table, literal
+from sqlalchemy import Connection, RowMapping, Table, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 T = TypeVar("T")
@@ -15,6 +15,16 @@ def insert_once(connection: Connection, table: Table, row: Mapping[str, Any]) ->
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(**row).on_conflict_do_nothing().returning(literal(1))
     return connection.execute(statement).first() is not None
+
+
+def take_turns(connection: Connection, what: str) -> None:
+    """Wait until no other transaction that took its turn at `what` is open; then it is this one's until it ends.
+
+    For rules over several rows, which are read before they are written. SQLite's transactions take turns anyway
+    (`storage.open_engine`).
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(what))))
 
 
 def to_record(row: RowMapping | Mapping[str, Any], kind: type[T]) -> T:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, select, update
 
 from contract import topics
 from contract.messages import BundleRef, Desired, Gone, Hello
+from coordinator import pki
 from coordinator.config import Config
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from coordinator.fleet import cohort as cohorts
@@ -23,6 +24,7 @@ from coordinator.sql import insert_once
 from coordinator.storage import Storage
 
 _CLASS_LENGTH = 63
+_NO_TOKEN = "this enrolment token is unknown, used or expired; ask for a new one"
 
 
 class Enrolment(NamedTuple):
@@ -67,13 +69,16 @@ class Fleet:
         values |= {"token_sha256": _digest(token), "token_expires_at": expires_at}
         with self._engine.begin() as connection:
             if not insert_once(connection, devices, {"name": name, "created_at": now, **values}):
-                if self.is_enrolled(connection, name):
+                expected = (devices.c.name == name) & devices.c.certificate_pem.is_(None)
+                if not connection.execute(update(devices).where(expected).values(**values)).rowcount:
                     raise ConflictError(f"device {name} is enrolled already")
-                connection.execute(update(devices).where(devices.c.name == name).values(**values))
         return DeviceToken(name=name, token=token, expires_at=expires_at)
 
     def enrol(self, token: str, csr_pem: bytes, hardware_class: str) -> Enrolment:
         """Exchange a token and a certificate request for a certificate; the token is used up.
+
+        The key that used it up may show it again until it expires, and gets the same certificate: the first answer
+        may have been lost on its way.
 
         Raises:
             DeniedError: a token that is unknown, used or expired.
@@ -82,15 +87,21 @@ class Fleet:
         _check_class(hardware_class)
         now, digest = self._clock(), _digest(token)
         with self._engine.begin() as connection:
-            row = connection.execute(select(devices).where(devices.c.token_sha256 == digest)).first()
+            query = select(devices).where(devices.c.token_sha256 == digest).with_for_update()
+            row = connection.execute(query).first()
             if row is None or not hmac.compare_digest(row.token_sha256, digest) or row.token_expires_at < now:
-                raise DeniedError("this enrolment token is unknown, used or expired; ask for a new one")
+                raise DeniedError(_NO_TOKEN)
             moment = datetime.fromtimestamp(now, UTC)
             days = self._config.certificate_days
             certificate = self._authority.sign_csr(csr_pem, row.name, days=days, now=moment)
-            values = {"certificate_pem": certificate.decode(), "enrolled_at": now, "token_sha256": None}
-            values["hardware_class"] = hardware_class or row.hardware_class
-            connection.execute(update(devices).where(devices.c.name == row.name).values(**values))
+            if row.certificate_pem is None:
+                values = {"certificate_pem": certificate.decode(), "enrolled_at": now}
+                values["hardware_class"] = hardware_class or row.hardware_class
+                connection.execute(update(devices).where(devices.c.name == row.name).values(**values))
+            elif pki.same_key(row.certificate_pem.encode(), certificate):
+                certificate = row.certificate_pem.encode()
+            else:
+                raise DeniedError(_NO_TOKEN)
         return Enrolment(row.name, certificate, self._authority.ca_pem, self._config.host, self._config.broker_port)
 
     # queries

@@ -11,7 +11,7 @@ devices = Table(
     Column("hardware_class", String(63), nullable=False, default=""),
     Column("tags", Json, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("token_sha256", String(64), nullable=True, unique=True),  # null once it was used
+    Column("token_sha256", String(64), nullable=True, unique=True),  # of the token that enrols it, or did
     Column("token_expires_at", Float, nullable=False, default=0.0),
     Column("certificate_pem", Text, nullable=True),  # null until it enrolled
     Column("enrolled_at", Float, nullable=True),

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,10 @@ from coordinator.rollouts.tables import receipts, rollout_devices, rollouts
 from coordinator.rollouts.waves import Member
 from coordinator.signing.service import Signing
 from coordinator.signing.tables import signing_requests
+from coordinator.sql import take_turns
 from coordinator.storage import Storage
+
+_TURN = "rollouts"
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class Rollouts:
         if max_failures < 0 or not 0 < device_timeout_s < float("inf"):
             raise InvalidError("max_failures must not be negative, device_timeout_s must be positive")
         id, now = uuid4().hex, self._clock()  # noqa: A001 its name
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             bundle = _bundle(connection, bundle_sha256)
             signing = self._signing.state(connection, bundle_sha256)
             if signing is not None and signing[0] == "refused":
@@ -127,7 +131,7 @@ class Rollouts:
 
     def _turn(self, id: str, allowed: "set[str] | frozenset[str]", state: str) -> Rollout:  # noqa: A002 its name
         now = self._clock()
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             row = self._row(connection, id)
             if row["state"] != state:
                 if row["state"] not in allowed:
@@ -145,7 +149,7 @@ class Rollouts:
 
     def tick(self, now: float) -> None:
         """Advance every rollout that is not paused or over."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             moving = select(rollouts).where(rollouts.c.state.in_((rules.AWAITING, rules.ROLLING)))
             for row in connection.execute(moving.order_by(rollouts.c.created_at)).mappings().all():
                 self._advance(connection, row, now)
@@ -238,6 +242,7 @@ class Rollouts:
         values |= {"payload": body.payload, "signature": body.signature, "received_at": now}
         connection.execute(receipts.insert().values(**values))
         if receipt.rollout is not None:
+            take_turns(connection, _TURN)
             self._answered(connection, receipt, now)
 
     def _answered(self, connection: Connection, receipt: Receipt, now: float) -> None:
@@ -258,6 +263,13 @@ class Rollouts:
                 self._advance(connection, self._row(connection, id), now)
 
     # rows
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """One in which nobody else changes rollouts: the API, the loop and the gateway do so from threads of theirs."""
+        with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
+            yield connection
 
     def _row(self, connection: Connection, id: str) -> RowMapping:  # noqa: A002 its name
         row = connection.execute(select(rollouts).where(rollouts.c.id == id)).mappings().first()

@@ -15,6 +15,7 @@ from coordinator.rounds import delivery, intake, runs, serving
 from coordinator.rounds.runs import RoundResult, Run
 from coordinator.rounds.settings import RunConfig, check
 from coordinator.rounds.tables import runs as runs_table
+from coordinator.sql import take_turns
 from coordinator.storage import Storage
 
 
@@ -125,6 +126,7 @@ class Rounds:
             raise InvalidError(
                 f"a cohort of {len(devices)} devices, but results of fewer than {self._smallest} are not made"
             )
+        take_turns(connection, "rounds")
         other = runs.still_open(connection, bundle_sha256)
         if other is not None:
             raise ConflictError(f"run {other.id} on {model}:{version} has not ended; wait for it or cancel it")

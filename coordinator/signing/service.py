@@ -14,9 +14,11 @@ from coordinator.records import SigningRequest
 from coordinator.signing import keys, repository
 from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, Target
 from coordinator.signing.tables import signing_requests, tuf_metadata
+from coordinator.sql import take_turns
 from coordinator.storage import Storage
 
 REFRESH_S = 60.0  # how often expiry is looked at
+_TURN = "signing"
 
 
 class Signing:
@@ -114,6 +116,7 @@ class Signing:
         """
         now = self._clock()
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
             published = self.metadata(connection, "1.root.json")
             if published is not None:
                 if published != metadata.get("root"):
@@ -135,6 +138,7 @@ class Signing:
         """
         now = self._clock()
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
             request = self._request(connection, id)
             self._accept(connection, request, metadata, now)
             return self._request(connection, id)
@@ -166,6 +170,7 @@ class Signing:
             ConflictError: it is signed.
         """
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
             if self._request(connection, id).state == "signed":
                 raise ConflictError(f"request {id} is signed")
             values = {"state": "refused", "reason": reason[:2000], "answered_at": self._clock()}
@@ -177,6 +182,7 @@ class Signing:
         if now - self._refreshed_at < REFRESH_S:
             return
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
             content = self.metadata(connection, "timestamp.json")
             if content is not None:
                 _, expires = repository.version_and_expiry(content)

@@ -1,4 +1,4 @@
-"""A coordinator's fleet services over a real SQLite database, with a signer in the same process and a clock to set."""
+"""A coordinator's fleet services over a real database, with a signer in the same process and a clock to set."""
 
 import hashlib
 from collections.abc import Collection
@@ -104,11 +104,11 @@ class Instructions:
 class Site:
     """Everything of the fleet but the sockets."""
 
-    def __init__(self, state: Path, **settings: Any) -> None:
+    def __init__(self, state: Path, *, database: str | None = None, **settings: Any) -> None:
         self.state = state
         self.now = START
         pki.create(state)
-        self.engine = open_engine(f"sqlite:///{state / 'db.sqlite'}")
+        self.engine = open_engine(database or f"sqlite:///{state / 'db.sqlite'}")
         migrate.upgrade(self.engine)
         self.storage = Storage(self.engine, Blobs(f"file://{state / 'blobs'}"))
         self.config = Config(api_port=1, broker_port=2, **settings)

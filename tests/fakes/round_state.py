@@ -23,10 +23,10 @@ from tests.fakes import agent_bundles, agent_models
 MODEL = "thirds"
 
 
-def open_storage(state: Path) -> Storage:
-    """Storage in a folder, with all tables."""
+def open_storage(state: Path, database: str | None = None) -> Storage:
+    """Storage in a folder, or with another database, with all tables."""
     state.mkdir(parents=True, exist_ok=True)
-    engine = open_engine(f"sqlite:///{state / 'coordinator.sqlite'}")
+    engine = open_engine(database or f"sqlite:///{state / 'coordinator.sqlite'}")
     migrate.upgrade(engine)
     return Storage(engine, Blobs(f"file://{state / 'blobs'}"))
 

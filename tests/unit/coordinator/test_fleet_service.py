@@ -17,8 +17,8 @@ from tests.fakes.fleet_site import Site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
+def site(tmp_path: Path, database: str) -> Iterator[Site]:
+    made = Site(tmp_path, database=database)
     yield made
     made.close()
 
@@ -32,9 +32,21 @@ def test_a_token_enrols_once_and_only_its_hash_is_kept(site: Site) -> None:
     made = site.fleet.enrol(token, csr, "x86-64")
     assert (made.device, made.broker_host, made.broker_port) == ("meter-1", "127.0.0.1", 2)
     with pytest.raises(DeniedError, match="used"):
-        site.fleet.enrol(token, csr, "x86-64")
+        site.fleet.enrol(token, device_key_and_csr("meter-1")[1], "x86-64")
     with pytest.raises(ConflictError):
         site.fleet.add("meter-1")
+
+
+def test_a_device_whose_answer_was_lost_asks_again_with_its_key_and_gets_the_same_certificate(site: Site) -> None:
+    token = site.fleet.add("meter-1").token
+    _, csr = device_key_and_csr("meter-1")
+    first = site.fleet.enrol(token, csr, "x86-64")
+    site.now += 60.0
+    assert site.fleet.enrol(token, csr, "armv7") == first
+    assert site.fleet.get("meter-1").hardware_class == "x86-64"
+    site.now += 25 * 3600
+    with pytest.raises(DeniedError, match="expired"):
+        site.fleet.enrol(token, csr, "x86-64")
 
 
 def test_a_wrong_request_does_not_use_the_token_up(site: Site) -> None:

@@ -20,8 +20,8 @@ NAMES = [f"meter-{index}" for index in range(1, 6)]
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
+def site(tmp_path: Path, database: str) -> Iterator[Site]:
+    made = Site(tmp_path, database=database)
     made.begin()
     for name in NAMES:
         made.enrol(name)

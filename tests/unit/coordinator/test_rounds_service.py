@@ -20,8 +20,8 @@ BLOCK = 128 * 1024
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = round_state.open_storage(tmp_path)
+def storage(tmp_path: Path, database: str) -> Iterator[Storage]:
+    opened = round_state.open_storage(tmp_path, database)
     yield opened
     opened.engine.dispose()
 

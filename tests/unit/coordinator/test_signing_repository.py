@@ -19,8 +19,8 @@ DAY = 24 * 3600.0
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
+def site(tmp_path: Path, database: str) -> Iterator[Site]:
+    made = Site(tmp_path, database=database)
     yield made
     made.close()
 
