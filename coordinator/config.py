@@ -14,7 +14,11 @@ FILE = "coordinator.toml"
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an alert starts. With `action = "run"` a federated run on the alert's cohort, with these settings."""
+    """What an alert starts. With `action = "run"` a federated run on the alert's cohort, with these settings.
+
+    Attributes:
+        retry_s: seconds after a run that failed or was cancelled until its devices may raise an alert again.
+    """
 
     action: Literal["none", "run"] = "none"
     rounds: int = 5
@@ -23,6 +27,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     momentum: float = 0.9
     proximal_mu: float = 0.0
     round_timeout_s: float = 120.0
+    retry_s: float = 3600.0
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

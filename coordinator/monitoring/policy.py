@@ -4,6 +4,7 @@ from sqlalchemy import Connection
 
 from coordinator.config import Policy
 from coordinator.records import Alert
+from coordinator.rounds import serving
 from coordinator.rounds.service import Rounds
 from coordinator.rounds.settings import RunConfig
 
@@ -16,7 +17,10 @@ class RunOnCohort:
         self._policy = policy
 
     def __call__(self, connection: Connection, alert: Alert, now: float) -> str:
-        """Launch the run and return its id; errors as in `Rounds.launch`."""
+        """Launch the run on those devices that still have the alert's bundle, and return its id.
+
+        Errors as in `Rounds.launch`.
+        """
         policy = self._policy
         config = RunConfig(
             rounds=policy.rounds,
@@ -31,7 +35,7 @@ class RunOnCohort:
             model=alert.model,
             version=alert.version,
             bundle_sha256=alert.bundle_sha256,
-            cohort=alert.cohort,
+            cohort=serving.devices_with(connection, alert.bundle_sha256, alert.cohort),
             config=config,
             now=now,
             alert=alert.id,

@@ -60,6 +60,7 @@ class Monitoring:
         self._looked_at = -math.inf
         self._seen_window = 0
         self._pending: dict[str, tuple[set[str], int]] = {}  # bundle to devices that drift, and looks so far
+        self._said: dict[str, str] = {}  # alert to why it is not answered yet
 
     def on_profile_window(self, connection: Connection, device: str, body: ProfileWindow, now: float) -> None:
         """Keep a window.
@@ -173,13 +174,18 @@ class Monitoring:
             with self._storage.engine.begin() as connection:
                 self._look(connection, sha256, now)
         self._seen_window = newest
+        if self._config.policy.action == "run":
+            with self._storage.engine.begin() as connection:
+                for alert in alerts.unanswered(connection):
+                    self._start(connection, alert, now)
 
     def _look(self, connection: Connection, sha256: str, now: float) -> None:
         reference = self._reference(connection, sha256)
         histories = self._histories(connection, sha256, reference)
         assessment = self._assess(reference, histories)
         cohort = set(assessment.drifting)
-        if len(cohort) < self._config.smallest_cohort or alerts.covers(connection, sha256, cohort):
+        since = now - self._config.policy.retry_s
+        if len(cohort) < self._config.smallest_cohort or alerts.covers(connection, sha256, cohort, since=since):
             self._pending.pop(sha256, None)
             return
         before, looks = self._pending.get(sha256, (set(), 0))
@@ -216,13 +222,14 @@ class Monitoring:
             alert.statistic,
             alert.p_value,
         )
-        if self._config.policy.action == "run":
-            self._start(connection, alert, now)
 
     def _start(self, connection: Connection, alert: Alert, now: float) -> None:
         try:
             run = self._answer(connection, alert, now)
-        except CallerError as error:  # for example a run on this bundle that has not ended; the alert stays open
-            logger.warning("alert %s is not answered: %s", alert.id, error)
+        except CallerError as error:  # for example a run on this bundle that has not ended; the next look tries again
+            if self._said.get(alert.id) != str(error):
+                logger.warning("alert %s is not answered yet: %s", alert.id, error)
+            self._said[alert.id] = str(error)
             return
+        self._said.pop(alert.id, None)
         alerts.answer(connection, alert.id, run)

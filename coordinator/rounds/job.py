@@ -30,6 +30,7 @@ from coordinator.storage import Blobs, Storage, open_engine
 
 logger = logging.getLogger(__name__)
 
+_INHERITED = ("transform_sha256", "parameters")  # of the base version's details, what is true of its child too
 _REGISTER_RETRY_S = 600.0  # the coordinator may be down for a while; the rounds are committed and can wait
 
 
@@ -115,6 +116,7 @@ def _register(context: JobContext, storage: Storage, found: Run, results: list[R
     rounds = [{"round": each.round, "kind": each.kind, "replies": each.replies, **each.metrics} for each in results]
     with Client.from_state(context.state, retry_s=_REGISTER_RETRY_S) as client:
         parent = client.get_version(found.model, found.version)
+        kept = {name: parent.details[name] for name in _INHERITED if name in parent.details}
         made = client.create_version(
             found.model,
             task=parent.task,
@@ -124,6 +126,6 @@ def _register(context: JobContext, storage: Storage, found: Run, results: list[R
             run=found.id,
             job=context.id,
             reference_sha256=storage.blobs.put(codec.encode_json(normal)).sha256,
-            details={**parent.details, "federated": {"cohort": len(found.cohort), "bundle": found.bundle_sha256}},
+            details={**kept, "federated": {"cohort": len(found.cohort), "bundle": found.bundle_sha256}},
         )
     return made.version

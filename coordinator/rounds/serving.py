@@ -34,8 +34,7 @@ def find(connection: Connection, model: str, names: Sequence[str], *, version: i
     """
     query = select(bundles.c.sha256, bundles.c.version).where(bundles.c.model == model)
     versions = {row.sha256: row.version for row in connection.execute(query)}
-    rows = connection.execute(select(devices.c.name, devices.c.hello).where(devices.c.name.in_(names)))
-    active = {row.name: ((row.hello or {}).get("active") or {}).get("sha256", "") for row in rows}
+    active = _active(connection, names)
     wanted = {
         name: sha256 for name, sha256 in active.items() if sha256 in versions and version in {None, versions[sha256]}
     }
@@ -45,3 +44,13 @@ def find(connection: Connection, model: str, names: Sequence[str], *, version: i
     counted = Counter(wanted.values())
     best = max(counted, key=lambda sha256: (versions[sha256], counted[sha256], sha256))
     return Serving(versions[best], best, sorted(name for name, sha256 in wanted.items() if sha256 == best))
+
+
+def devices_with(connection: Connection, bundle_sha256: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that serve this bundle, sorted."""
+    return sorted(name for name, sha256 in _active(connection, names).items() if sha256 == bundle_sha256)
+
+
+def _active(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+    rows = connection.execute(select(devices.c.name, devices.c.hello).where(devices.c.name.in_(names)))
+    return {row.name: ((row.hello or {}).get("active") or {}).get("sha256", "") for row in rows}

@@ -119,6 +119,9 @@ def result(services: Services, run) -> tuple[str, dict]:
 def test_a_killed_run_ends_in_the_very_state_of_an_undisturbed_one(state):
     with served(state) as services:
         add_devices(services.storage, register(services.storage), "a", "b", "c")
+        base = {"transform_sha256": "0" * 64, "parameters": 9, "seed": 0, "epochs": 30, "seconds": 7.5}
+        with services.storage.engine.begin() as connection:
+            connection.execute(model_versions.update().values(details=base))
         first = launch(services, rounds=3, epochs=1, learning_rate=0.1)
         drive(services, state, first, kills=[])
         second = launch(services, rounds=3, epochs=1, learning_rate=0.1)
@@ -132,6 +135,11 @@ def test_a_killed_run_ends_in_the_very_state_of_an_undisturbed_one(state):
         assert len(asked) == 15
         assert len(committed) == 5
         assert made["parents"] == [1]
+        assert made["details"] == {
+            "transform_sha256": "0" * 64,
+            "parameters": 9,
+            "federated": {"cohort": 3, "bundle": second.bundle_sha256},
+        }
         assert {"before", "after", "rounds", "accuracy", "loss"} <= set(made["metrics"])
         check_reference(services, made["reference_sha256"])
         tensors.load(services.storage.blobs.get(made["weights_sha256"]))

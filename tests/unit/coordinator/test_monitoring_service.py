@@ -3,14 +3,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
 from contract.errors import ProfileError
 from coordinator.config import Config, Drift, Policy
 from coordinator.errors import InvalidError, NotFoundError
+from coordinator.fleet.tables import devices
 from coordinator.monitoring import windows
 from coordinator.monitoring.policy import RunOnCohort
 from coordinator.monitoring.service import Monitoring
 from coordinator.monitoring.windows import Window
+from coordinator.rounds import runs
 from coordinator.storage import Storage
 from tests.fakes import round_state
 from tests.fakes.round_state import MODEL, add_devices, register, rounds, window
@@ -19,8 +22,8 @@ DRIFT = Drift(baseline_samples=200, window_samples=200, interval_s=10.0)
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = round_state.open_storage(tmp_path)
+def storage(tmp_path: Path, database: str) -> Iterator[Storage]:
+    opened = round_state.open_storage(tmp_path, database)
     yield opened
     opened.engine.dispose()
 
@@ -146,6 +149,55 @@ def test_an_alert_stays_open_where_no_run_can_start(storage, bundle):
     service.tick(now=100.0)
     service.tick(now=110.0)
     assert [alert.state for alert in alerts(storage, service)] == ["open"]
+
+
+def end_runs(storage: Storage, state: str, now: float) -> None:
+    with storage.engine.begin() as connection:
+        for run in rounds(storage).every(connection):
+            runs.finish(connection, run.id, state, now=now)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_alert_that_had_to_wait_is_answered_when_the_other_run_has_ended(storage, bundle, restarted):
+    test_an_alert_stays_open_where_no_run_can_start(storage, bundle)
+    service = monitoring(storage, policy=Policy(action="run"))
+    service.tick(now=120.0)
+    assert [alert.state for alert in alerts(storage, service)] == ["open"]
+    end_runs(storage, "succeeded", now=125.0)
+    if restarted:
+        service = monitoring(storage, policy=Policy(action="run"))
+    service.tick(now=130.0)
+    service.tick(now=140.0)
+    (alert,) = alerts(storage, service)
+    with storage.engine.begin() as connection:
+        (run,) = [run for run in rounds(storage).every(connection) if run.alert == alert.id]
+    assert (alert.state, alert.run, run.cohort) == ("answered", run.id, ["a", "b"])
+
+
+def test_an_alert_is_not_answered_on_devices_that_have_another_bundle_by_now(storage, bundle):
+    test_an_alert_stays_open_where_no_run_can_start(storage, bundle)
+    end_runs(storage, "succeeded", now=115.0)
+    with storage.engine.begin() as connection:
+        connection.execute(update(devices).where(devices.c.name == "a").values(hello=None))
+    service = monitoring(storage, policy=Policy(action="run"))
+    service.tick(now=120.0)
+    assert [alert.state for alert in alerts(storage, service)] == ["open"]
+
+
+@pytest.mark.parametrize(("state", "again"), [("failed", True), ("cancelled", True), ("succeeded", False)])
+def test_an_alert_whose_run_came_to_nothing_is_raised_again_after_a_pause(storage, bundle, state, again):
+    service = monitoring(storage, policy=Policy(action="run", retry_s=100.0))
+    feed(storage, service, bundle, CALM, seed=1)
+    feed(storage, service, bundle, SHIFTED, seed=2)
+    service.tick(now=100.0)
+    service.tick(now=110.0)
+    end_runs(storage, state, now=150.0)
+    for now, expected in ((200.0, 1), (260.0, 2 if again else 1)):
+        feed(storage, service, bundle, {"a": 2.0, "b": 2.0}, seed=3)
+        service.tick(now=now)
+        service.tick(now=now + 10.0)
+        assert len(alerts(storage, service)) == expected
+    assert all(alert.state == "answered" for alert in alerts(storage, service))
 
 
 def test_devices_that_always_differed_do_not_drift_but_are_heterogeneous(storage, bundle):
