@@ -2,12 +2,14 @@
 
 import sys
 
+from contract.errors import ContractError
 from coordinator.cli import app
 from coordinator.errors import CoordinatorError
 from coordinator.supervisor import SETUP_STATUS
+from coordinator.transport import ClientError
 
 try:
     app()
-except CoordinatorError as error:
+except (ClientError, ContractError, CoordinatorError) as error:
     sys.stderr.write(f"fieldfare: {error}\n")
     raise SystemExit(SETUP_STATUS) from error

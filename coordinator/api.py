@@ -17,6 +17,7 @@ from contract.errors import ContractError, TooLargeError
 from coordinator import records
 from coordinator.answers import answer
 from coordinator.errors import ConflictError, CoordinatorError, DeniedError, InvalidError, NotFoundError, SetupError
+from coordinator.files import read_token
 
 BODY_BYTES = 4 * 1024 * 1024  # of a JSON request; metadata files and manifests fit
 BLOB_PATH = "/v1/blobs"
@@ -43,19 +44,9 @@ class Tokens:
         """Read them from a state folder.
 
         Raises:
-            SetupError: a file is missing or empty.
+            SetupError: see `files.read_token`.
         """
-        return cls(_token(state / "tokens" / "operator"), _token(state / "tokens" / "signer"))
-
-
-def _token(path: Path) -> str:
-    try:
-        token = path.read_text().strip()
-    except OSError as error:
-        raise SetupError(f"{path}: cannot read the token: {error.strerror}") from error
-    if not token:
-        raise SetupError(f"{path} is empty; delete it and run: fieldfare serve")
-    return token
+        return cls(read_token(state / "tokens" / "operator"), read_token(state / "tokens" / "signer"))
 
 
 @dataclass(frozen=True)

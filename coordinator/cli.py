@@ -8,7 +8,11 @@ import typer
 
 from coordinator.commands import STATE, AsJson, State
 
-app = typer.Typer(help="Start a coordinator: broker, control plane and signer.", invoke_without_command=True)
+app = typer.Typer(
+    help="Start a coordinator: broker, control plane and signer.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
 
 
 class Role(StrEnum):
@@ -35,6 +39,11 @@ def serve(
     signer_state: Annotated[
         Path | None, typer.Option(help="The signer's folder with its keys; elsewhere in production.")
     ] = None,
+    url: Annotated[str, typer.Option(help="Signer elsewhere: its coordinator, for example https://host:8443.")] = "",
+    ca: Annotated[Path | None, typer.Option(help="Signer elsewhere: copy of the coordinator's pki/ca.crt.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Signer elsewhere: copy of the coordinator's tokens/signer, mode 0600.")
+    ] = None,
     init_only: Annotated[bool, typer.Option("--init-only", help="Make the state folder and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,10 +52,19 @@ def serve(
     It listens on 127.0.0.1 and logs on stderr. Stop it with Ctrl-C or SIGTERM.
 
     Example: fieldfare serve --state state --broker mosquitto
+
+    A signer on another machine needs no state folder, only its own:
+
+    fieldfare serve --role signer --signer-state keys --url https://127.0.0.1:8443 --ca ca.crt --token-file token
     """
     from coordinator import roles, setup, supervisor
 
     roles.log_to_stderr()
+    if url or ca or token_file:
+        if role is not Role.signer or not (url and ca and token_file and signer_state):
+            raise typer.BadParameter("a signer elsewhere is: --role signer --signer-state --url --ca --token-file")
+        roles.remote_signer(signer_state.resolve(), url, ca, token_file)
+        return
     state, folder = state.resolve(), (signer_state or state / "signer").resolve()
     if role in {Role.all, Role.coordinator}:
         keys = folder if role is Role.all else None  # the signer's keys are not made where it does not run

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from coordinator.errors import SetupError
+from coordinator.files import write_private
 
 FILE = "coordinator.toml"
 
@@ -102,6 +103,4 @@ def load(state: Path) -> Config:
 def save(state: Path, config: Config) -> None:
     """Write the configuration, readable by its owner alone."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = state / FILE
-    path.touch(mode=0o600)
-    path.write_bytes(msgspec.toml.encode(config))
+    write_private(state / FILE, msgspec.toml.encode(config))

@@ -4,8 +4,6 @@ A certificate's common name is the identity of its holder everywhere: at the bro
 """
 
 import ipaddress
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from contract import topics
 from coordinator.errors import InvalidError, SetupError
+from coordinator.files import write_private
 
 FOLDER = "pki"
 CA_DAYS = 3650
@@ -98,8 +97,11 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
 
-def create(state: Path, now: datetime | None = None) -> None:
-    """Make what is missing of `pki/`: the authority, server certificates, the coordinator's client certificate."""
+def create(state: Path, now: datetime | None = None, *, host: str = "127.0.0.1") -> None:
+    """Make what is missing of `pki/`: the authority, server certificates, the coordinator's client certificate.
+
+    Server certificates are good for this machine and for `host`; they are made again where it has changed.
+    """
     now = now or datetime.now(UTC)
     folder = state / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,19 +109,35 @@ def create(state: Path, now: datetime | None = None) -> None:
         authority = _authority(now)
         _write_pair(folder, "ca", authority.key, authority.certificate)
     authority = Authority.load(state)
-    local = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    local = tuple(dict.fromkeys(_host(name) for name in ("localhost", "127.0.0.1", host)))
     for name, usage, alternatives in (
         ("broker", ExtendedKeyUsageOID.SERVER_AUTH, local),
         ("api", ExtendedKeyUsageOID.SERVER_AUTH, local),
         (topics.COORDINATOR, ExtendedKeyUsageOID.CLIENT_AUTH, ()),
     ):
-        if not (folder / f"{name}.crt").exists():
+        if not _names(folder / f"{name}.crt", alternatives):
             key = ec.generate_private_key(ec.SECP256R1())
             lasts = timedelta(days=SERVER_DAYS)
             certificate = authority.issue(
                 key.public_key(), name, usage=usage, lasts=lasts, now=now, alternatives=alternatives
             )
             _write_pair(folder, name, key, certificate)
+
+
+def _host(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _names(path: Path, alternatives: tuple[x509.GeneralName, ...]) -> bool:
+    """Whether there is a certificate that names these hosts."""
+    if not path.exists():
+        return False
+    extensions = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+    found = [extension.value for extension in extensions if isinstance(extension.value, x509.SubjectAlternativeName)]
+    return set(alternatives) <= {name for names in found for name in names}
 
 
 def same_key(one_pem: bytes, other_pem: bytes) -> bool:
@@ -201,14 +219,3 @@ def _write_pair(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certif
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_private(folder / f"{name}.key", pem)
     write_private(folder / f"{name}.crt", _pem(certificate), mode=0o644)
-
-
-def write_private(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, readable by its owner alone unless `mode` says otherwise."""
-    descriptor, incoming = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(incoming).replace(path)

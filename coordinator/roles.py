@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from coordinator import config as configuration
-from coordinator.api import Tokens
+from coordinator.errors import SetupError
+from coordinator.files import read_token
 from coordinator.supervisor import PARENT
 
 logger = logging.getLogger(__name__)
@@ -66,17 +67,24 @@ def coordinator(state: Path) -> None:
 
 
 def signer(state: Path, folder: Path) -> None:
-    """Run the signer until SIGTERM.
+    """Run the signer of this machine's coordinator until SIGTERM; errors as in `remote_signer`."""
+    config = configuration.load(state)
+    url = f"https://{config.host}:{config.api_port}"
+    remote_signer(folder, url, state / "pki" / "ca.crt", state / "tokens" / "signer")
+
+
+def remote_signer(folder: Path, url: str, ca: Path, token_file: Path) -> None:
+    """Run a signer until SIGTERM; its coordinator may be anywhere.
 
     Raises:
-        SetupError: keys that cannot be read, or a coordinator that trusts another signer.
+        SetupError: keys or a token that cannot be read, a coordinator that trusts another signer, or no HTTPS.
     """
+    if not url.startswith("https://"):
+        raise SetupError(f"{url}: the signer's token goes over HTTPS only")
     from coordinator.signing import signer as signing
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     end_with_parent()
-    config = configuration.load(state)
-    url = f"https://{config.host}:{config.api_port}"
-    signing.run(folder, url, state / "pki" / "ca.crt", Tokens.load(state).signer, stop=stop)
+    signing.run(folder, url, ca, read_token(token_file), stop=stop)

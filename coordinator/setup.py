@@ -1,6 +1,5 @@
 """Making a coordinator's state folder, or what is missing of it: configuration, certificates, tokens, tables, keys."""
 
-import os
 import random
 import secrets
 import socket
@@ -15,6 +14,7 @@ from coordinator import config as configuration
 from coordinator import migrate, pki
 from coordinator.config import Config
 from coordinator.errors import SetupError
+from coordinator.files import write_private
 from coordinator.signing import signer
 from coordinator.storage import open_engine
 
@@ -47,7 +47,7 @@ def init(
     except OSError as error:
         raise SetupError(f"{state}: cannot be used as a state folder: {error.strerror}") from error
     config = _configure(state, {**(overrides or {}), **({} if broker is None else {"broker": broker})})
-    pki.create(state)
+    pki.create(state, host=config.host)
     for name in ("operator", "signer"):
         _make_token(state / "tokens" / name)
     engine = open_engine(config.database_url(state))
@@ -109,8 +109,4 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 def _make_token(path: Path) -> None:
     if not path.exists():
-        incoming = path.with_suffix(".new")
-        descriptor = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-        incoming.replace(path)
+        write_private(path, f"{secrets.token_urlsafe(32)}\n".encode())

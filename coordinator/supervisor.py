@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.errors import SetupError
+from coordinator.files import write_private
 from coordinator.jobs import processes
-from coordinator.pki import write_private
 
 ROLES = ("broker", "coordinator", "signer")
 SETUP_STATUS = 78  # how a role says that starting it again will not help (EX_CONFIG of sysexits.h)

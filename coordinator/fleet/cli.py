@@ -10,7 +10,9 @@ from coordinator.commands import STATE, AsJson, State, connect, moment, print_js
 if TYPE_CHECKING:
     from coordinator.records import Device
 
-app = typer.Typer(help="Devices: expect them, list them, look at one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Devices: expect them, list them, look at one.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 
 @app.command()

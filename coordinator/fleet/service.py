@@ -24,7 +24,7 @@ from coordinator.sql import insert_once
 from coordinator.storage import Storage
 
 _CLASS_LENGTH = 63
-_NO_TOKEN = "this enrolment token is unknown, used or expired; ask for a new one"
+_DENIED = "this enrolment token is unknown, used or expired; ask for a new one"
 
 
 class Enrolment(NamedTuple):
@@ -90,7 +90,7 @@ class Fleet:
             query = select(devices).where(devices.c.token_sha256 == digest).with_for_update()
             row = connection.execute(query).first()
             if row is None or not hmac.compare_digest(row.token_sha256, digest) or row.token_expires_at < now:
-                raise DeniedError(_NO_TOKEN)
+                raise DeniedError(_DENIED)
             moment = datetime.fromtimestamp(now, UTC)
             days = self._config.certificate_days
             certificate = self._authority.sign_csr(csr_pem, row.name, days=days, now=moment)
@@ -101,7 +101,7 @@ class Fleet:
             elif pki.same_key(row.certificate_pem.encode(), certificate):
                 certificate = row.certificate_pem.encode()
             else:
-                raise DeniedError(_NO_TOKEN)
+                raise DeniedError(_DENIED)
         return Enrolment(row.name, certificate, self._authority.ca_pem, self._config.host, self._config.broker_port)
 
     # queries

@@ -7,7 +7,9 @@ import typer
 
 from coordinator.commands import STATE, AsJson, State, connect, moment, print_json, print_table
 
-app = typer.Typer(help="Jobs: training, compression, federated runs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Jobs: training, compression, federated runs.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 
 @app.command("list")

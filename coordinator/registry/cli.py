@@ -9,7 +9,9 @@ from coordinator.commands import STATE, AsJson, State, connect, moment, print_js
 if TYPE_CHECKING:
     from coordinator.records import Version
 
-app = typer.Typer(help="Models, their versions, variants and bundles.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models, their versions, variants and bundles.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 
 @app.command("list")

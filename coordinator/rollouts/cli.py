@@ -9,7 +9,9 @@ from coordinator.commands import STATE, AsJson, State, connect, moment, print_js
 if TYPE_CHECKING:
     from coordinator.records import Rollout
 
-app = typer.Typer(help="Rollouts: move a cohort to a signed bundle, in waves.", no_args_is_help=True)
+app = typer.Typer(
+    help="Rollouts: move a cohort to a signed bundle, in waves.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 _ENDED = frozenset({"done", "aborted", "failed"})
 Waves = Annotated[list[float], typer.Option("--wave", help="Devices (5) or a fraction (0.1) in the next wave.")]

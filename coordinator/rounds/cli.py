@@ -9,7 +9,11 @@ from coordinator.commands import STATE, AsJson, State, connect, moment, print_js
 if TYPE_CHECKING:
     from coordinator.records import Run
 
-app = typer.Typer(help="Federated training on the devices: launch, list, show, watch, cancel.", no_args_is_help=True)
+app = typer.Typer(
+    help="Federated training on the devices: launch, list, show, watch, cancel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.")]
 

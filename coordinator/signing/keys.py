@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
 from coordinator.errors import SetupError
-from coordinator.pki import write_private
+from coordinator.files import write_private
 
 
 def ensure(folder: Path, name: str) -> CryptoSigner:

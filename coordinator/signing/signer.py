@@ -18,7 +18,7 @@ from contract import bundle
 from contract.errors import ContractError
 from coordinator.client import Client, ClientError
 from coordinator.errors import InvalidError, SetupError
-from coordinator.pki import write_private
+from coordinator.files import write_private
 from coordinator.records import SigningRequest
 from coordinator.signing import keys, repository
 from coordinator.signing.repository import BUNDLES, OFFLINE_ROLES, ONLINE_ROLES, Target

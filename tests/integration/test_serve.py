@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,3 +142,45 @@ def test_what_an_operator_wrote_stays(tmp_path: Path) -> None:
     secrets = [*(state / "tokens").iterdir(), *(state / "pki").glob("*.key"), *(state / "signer" / "keys").iterdir()]
     assert {oct(path.stat().st_mode & 0o777) for path in [*secrets, state / config.FILE]} == {"0o600"}
     assert oct(state.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_signer_elsewhere_needs_its_own_folder_the_authority_and_a_token(tmp_path: Path) -> None:
+    state, nowhere, token = tmp_path / "state", tmp_path / "nowhere", tmp_path / "token"
+    made = setup.init(state)
+    shutil.copy(state / "pki" / "ca.crt", tmp_path / "ca.crt")
+    token.write_text((state / "tokens" / "signer").read_text())
+    url = f"https://127.0.0.1:{made.api_port}"
+    options = ["--role", "signer", "--signer-state", str(tmp_path / "keys"), "--url", url]
+    options += ["--ca", str(tmp_path / "ca.crt"), "--token-file", str(token)]
+    token.chmod(0o640)
+    refused = serve(nowhere, *options)
+    assert "chmod 600" in refused.communicate(timeout=60)[1]
+    token.chmod(0o600)
+    processes = [serve(state, "--role", "coordinator"), serve(nowhere, *options)]
+    try:
+        with Client.from_state(state) as client:
+            until(lambda: client.status().signing["published"] or None)
+    finally:
+        for process in processes:
+            process.terminate()
+        said = [process.communicate(timeout=60) for process in processes]
+    assert "Traceback" not in str(said)
+    assert not nowhere.exists()
+    assert not (state / "signer").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--role", "signer", "--url", "https://127.0.0.1:1"], "a signer elsewhere is"),
+        (["--url", "https://127.0.0.1:1"], "a signer elsewhere is"),
+        (["--role", "signer", "--url", "http://127.0.0.1:1", "--ca", "a", "--token-file", "b"], "HTTPS only"),
+        (["--role", "signer", "--url", "https://127.0.0.1:1", "--ca", "a", "--token-file", "b"], "b: cannot read"),
+    ],
+)
+def test_what_a_signer_elsewhere_lacks_is_said(tmp_path: Path, options: list[str], sentence: str) -> None:
+    process = serve(tmp_path / "none", "--signer-state", str(tmp_path / "keys"), *options)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert sentence in said
+    assert "Traceback" not in said

@@ -171,5 +171,9 @@ def test_tokens_that_are_missing_or_empty_stop_the_start(tmp_path_factory: pytes
     (state / "tokens").mkdir()
     (state / "tokens" / "operator").write_text("a\n")
     (state / "tokens" / "signer").write_text("\n")
+    with pytest.raises(SetupError, match="open to others"):
+        api.Tokens.load(state)
+    for path in (state / "tokens").iterdir():
+        path.chmod(0o600)
     with pytest.raises(SetupError, match="empty"):
         api.Tokens.load(state)

@@ -36,6 +36,21 @@ def test_keys_are_their_owners_alone_and_a_second_creation_changes_nothing(state
     assert {path.stat().st_mode & 0o777 for path in (state / "pki").glob("*.key")} == {0o600}
 
 
+def test_server_certificates_name_the_host_that_is_configured(tmp_path: Path) -> None:
+    pki.create(tmp_path, NOW)
+    ca = (tmp_path / "pki" / "ca.crt").read_bytes()
+    for host in ("coordinator.example", "192.0.2.7"):
+        pki.create(tmp_path, NOW, host=host)
+        before = (tmp_path / "pki" / "api.crt").read_bytes()
+        certificate = x509.load_pem_x509_certificate(before)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+        assert {host, "localhost", "127.0.0.1"} <= set(found)
+        pki.create(tmp_path, NOW, host=host)
+        assert (tmp_path / "pki" / "api.crt").read_bytes() == before
+    assert (tmp_path / "pki" / "ca.crt").read_bytes() == ca
+
+
 def test_a_device_certificate_names_the_device_and_serves_clients_only(state: Path) -> None:
     _, csr = device_key_and_csr("meter-1")
     certificate = x509.load_pem_x509_certificate(pki.Authority.load(state).sign_csr(csr, "meter-1", days=90, now=NOW))
