@@ -15,9 +15,10 @@ from compression.gate import Report
 from compression.source import Source
 from contract import tensors
 from contract.training import TrainingSpec
-from coordinator.client import Bundle, Gate, JobContext, Version
+from coordinator.client import Gate, JobContext
 
 logger = logging.getLogger(__name__)
+_DECISION = "decision.json"  # in the job's folder
 
 
 class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +29,6 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         task: instead of the version's own.
         recipe: see `compression.recipe`.
         max_drop: accuracy, from 0 to 1, that a variant may lose on the validation samples.
-        options: kept beside the version; the data come from its snapshot.
         pruning: fields of `compression.prune.PrunePlan` to change.
         hardware_classes: that may run the bundle; empty means any.
     """
@@ -38,7 +38,6 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task: str = ""
     recipe: str = "full"
     max_drop: float = 0.02
-    options: dict[str, Any] = {}
     pruning: dict[str, Any] = {}
     hardware_classes: list[str] = []
 
@@ -68,9 +67,9 @@ def run(context: JobContext) -> dict[str, Any]:
         CompressionError: a wrong specification, a model that cannot be converted, or no variant that may ship.
     """
     spec = _spec(context.spec)
-    done = _finished(context, spec)
+    done = _Decision.read(context) if context.resumed else None
     if done is not None:
-        return done
+        return _ship(context, spec, done)
     started = time.monotonic()
     context.report(0.02, "fetching the version")
     origin = source.load(context.client, spec.model, spec.version, spec.task)
@@ -88,10 +87,16 @@ def run(context: JobContext) -> dict[str, Any]:
     for candidate in candidates.values():
         _register(context, spec, candidate)
     stages.begin(f"building the bundle of {chosen}")
-    bundle = _bundle(context, spec, origin, candidates[chosen], training)
-    seconds = round(time.monotonic() - started, 1)
-    logger.info("%s:%d: chose %s of %s in %.1f s", spec.model, spec.version, chosen, list(artifacts), seconds)
-    return _result(list(artifacts), chosen, bundle, training.refused, seconds)
+    decision = _Decision(
+        variants=list(artifacts),
+        chosen=chosen,
+        refused=training.refused,
+        recipe=_recipe(context, spec, origin, candidates[chosen], training),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    decision.write(context)
+    logger.info("%s:%d: chose %s of %s in %.1f s", spec.model, spec.version, chosen, list(artifacts), decision.seconds)
+    return _ship(context, spec, decision)
 
 
 def _spec(fields: dict[str, Any]) -> CompressSpec:
@@ -106,20 +111,44 @@ def _spec(fields: dict[str, Any]) -> CompressSpec:
     return spec
 
 
-def _finished(context: JobContext, spec: CompressSpec) -> dict[str, Any] | None:
-    """The result of an attempt that was killed after it had built its bundle."""
-    if not context.resumed:
-        return None
-    version: Version = context.client.get_version(spec.model, spec.version)
-    if not version.bundles:
-        return None
-    bundle = version.bundles[-1]
-    return _result([variant.name for variant in version.variants], bundle.variant, bundle, "", 0.0)
+class _Decision(msgspec.Struct, frozen=True):
+    """What was chosen, with all that the registry needs to build the bundle: the same parts always make the same.
+
+    It is written to the job's folder before the bundle is asked for, so that a job that is killed then neither
+    measures again nor takes another job's bundle for its own.
+    """
+
+    variants: list[str]
+    chosen: str
+    refused: str
+    recipe: dict[str, Any]
+    seconds: float
+
+    @classmethod
+    def read(cls, context: JobContext) -> "_Decision | None":
+        """What an earlier attempt of this job decided."""
+        path = context.folder / _DECISION
+        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
+
+    def write(self, context: JobContext) -> None:
+        part = context.folder / f"{_DECISION}.part"
+        part.write_bytes(msgspec.json.encode(self))
+        part.replace(context.folder / _DECISION)
 
 
-def _result(variants: list[str], chosen: str, bundle: Bundle, refused: str, seconds: float) -> dict[str, Any]:
-    fields = msgspec.to_builtins(bundle)
-    return {"variants": variants, "chosen": chosen, "bundle": fields, "training": refused, "seconds": seconds}
+def _ship(context: JobContext, spec: CompressSpec, decision: _Decision) -> dict[str, Any]:
+    bundle = context.client.create_bundle(spec.model, spec.version, decision.chosen, **_typed(decision.recipe))
+    return {
+        "variants": decision.variants,
+        "chosen": decision.chosen,
+        "bundle": msgspec.to_builtins(bundle),
+        "training": decision.refused,
+        "seconds": decision.seconds,
+    }
+
+
+def _typed(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe | {"training": msgspec.convert(recipe["training"], TrainingSpec | None)}
 
 
 class _Progress:
@@ -186,14 +215,17 @@ def _register(context: JobContext, spec: CompressSpec, candidate: Candidate) -> 
     )
 
 
-def _bundle(context: JobContext, spec: CompressSpec, origin: Source, chosen: Candidate, training: Training) -> Bundle:
+def _recipe(
+    context: JobContext, spec: CompressSpec, origin: Source, chosen: Candidate, training: Training
+) -> dict[str, Any]:
+    """The parts of the bundle, stored, and what its manifest says."""
     from compression import evaluate, parts
 
     client, content, temperature = context.client, chosen.content, chosen.report.temperature
     files = {
         "inference": content,
         "transform": origin.transform.spec.encode(),
-        "golden": parts.golden(origin, content),
+        "golden": parts.golden(origin.validation, content),
     }
     if training.content is not None:
         files |= {"training": training.content, "weights": tensors.dump(origin.weights)}
@@ -204,14 +236,11 @@ def _bundle(context: JobContext, spec: CompressSpec, origin: Source, chosen: Can
     stored = {role: client.put_blob(data).sha256 for role, data in files.items()}
     if origin.version.reference_sha256 is not None:
         stored["profile"] = origin.version.reference_sha256
-    return client.create_bundle(
-        spec.model,
-        spec.version,
-        chosen.name,
-        parts=stored,
-        labels=list(origin.task.labels),
-        temperature=temperature,
-        golden_tolerance=parts.golden_tolerance(evaluate.output_step(content)),
-        training=training.spec,
-        hardware_classes=spec.hardware_classes,
-    )
+    return {
+        "parts": stored,
+        "labels": list(origin.task.labels),
+        "temperature": temperature,
+        "golden_tolerance": parts.golden_tolerance(evaluate.output_step(content)),
+        "training": msgspec.to_builtins(training.spec),
+        "hardware_classes": spec.hardware_classes,
+    }

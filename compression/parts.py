@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compression.source import Part, Source
+from compression.source import Part
 from contract import codec, profile, tensors
 from contract.transform import Transform
 from edge_agent.runtime import Runtime, softmax
@@ -34,12 +34,18 @@ def reference(transform: Transform, content: bytes, temperature: float, *, edges
     return codec.encode_json(profile.Reference(spec=spec, counts=counts))
 
 
-def golden(source: Source, content: bytes, samples: int = GOLDEN_SAMPLES) -> bytes:
-    """Raw test samples and the logits of the deployed artifact, as safetensors; evenly spaced over the classes."""
-    order = np.argsort(source.test.y, kind="stable")
+def golden(shown: Part, content: bytes, samples: int = GOLDEN_SAMPLES) -> bytes:
+    """Raw samples and the logits of the deployed artifact, as safetensors; evenly spaced over the classes.
+
+    Args:
+        shown: samples that every device may see; the test samples go to none.
+        content: the artifact that devices will run.
+        samples: at most so many.
+    """
+    order = np.argsort(shown.y, kind="stable")
     rows = np.sort(order[np.linspace(0, len(order) - 1, min(samples, len(order))).astype(int)])
-    logits = Runtime(content).logits(source.test.x[rows])
-    return tensors.dump({"x": source.test.raw[rows], "logits": logits})
+    logits = Runtime(content).logits(shown.x[rows])
+    return tensors.dump({"x": shown.raw[rows], "logits": logits})
 
 
 def golden_tolerance(output_step: float) -> float:

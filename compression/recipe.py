@@ -5,6 +5,7 @@ so it fits federated versions, whose data never left the devices: fine-tuning th
 make them forget what the devices taught them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,8 +45,16 @@ def plan(options: Mapping[str, Any]) -> PrunePlan:
         found = msgspec.convert(dict(options), PrunePlan, strict=True)
     except msgspec.ValidationError as error:
         raise RecipeError(f"options of pruning: {error}") from error
-    if not (0 < found.sparsity < 1 and found.clusters >= 2 and found.prune_epochs >= 1 and found.cluster_epochs >= 1):
-        raise RecipeError(f"options of pruning: {found}: sparsity must be in (0, 1), clusters from 2, epochs from 1")
+    rules = {
+        "sparsity must be in (0, 1)": 0 < found.sparsity < 1,
+        "clusters must be 2 or more": found.clusters >= 2,
+        "epochs must be 1 or more": found.prune_epochs >= 1 and found.cluster_epochs >= 1,
+        "learning_rate must be above 0": 0 < found.learning_rate < math.inf,
+        "seed must be 0 or more": 0 <= found.seed < 2**32,
+    }
+    broken = [rule for rule, kept in rules.items() if not kept]
+    if broken:
+        raise RecipeError(f"options of pruning: {'; '.join(broken)}")
     return found
 
 

@@ -34,7 +34,7 @@ def main() -> None:
             _add(app, entry.name, entry.load())
         except ImportError as error:
             if entry.name in sys.argv[1:2]:
-                _fail(f"`fieldfare {entry.name}` needs a package that is not installed: {error.name}", status=2)
+                _fail(f"`fieldfare {entry.name}` {_missing(error)}", status=2)
     _run(app)
 
 
@@ -67,15 +67,17 @@ def _run(app: "typer.Typer") -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        _fail(f"this command needs a package that is not installed: {error.name}; pip install 'fieldfare[all]'")
+        _fail(f"this command {_missing(error)}")
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except KeyboardInterrupt:
-        _fail("interrupted", status=130)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in PACKAGES:
             raise
         _fail(str(error))  # an error that we raise on purpose says what, where, and what to do
+
+
+def _missing(error: ImportError) -> str:
+    return f"needs a package that is not installed: {error.name or error}; pip install 'fieldfare[all]'"
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +31,7 @@ def simulate(
     fraction: Annotated[float, typer.Option(help="Share of the clients that trains in a round.")] = 1.0,
     alpha: Annotated[float | None, typer.Option(help="Dirichlet label skew; without it, clients are alike.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a client's samples in a round.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.005,
     momentum: Annotated[float, typer.Option(help="Momentum of the local SGD.")] = 0.9,
     proximal_mu: Annotated[float, typer.Option(help="Above zero: FedProx with this strength.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of partition, sampling and shuffles.")] = 0,
@@ -44,12 +44,8 @@ def simulate(
 
     Example: fieldfare simulate digits --bundle digits.zip --clients 20 --rounds 5 --fraction 0.5 --alpha 0.5
     """
-    from cloud.errors import CloudError
     from cloud.learning.task import load_task
-    from coordinator.client import ClientError
     from coordinator.rounds.settings import RunConfig
-    from edge_agent.errors import AgentError
-    from simulations.errors import SimulationError
     from simulations.run import Samples, Scenario
     from simulations.run import simulate as run
 
@@ -63,21 +59,19 @@ def simulate(
         seed=seed,
     )
     started = time.monotonic()
-    try:
-        loaded = load_task(task)
-        data = loaded.load_data()
-        parts = {name: data["part"] == name for name in ("train", "test")}
-        train, test = (Samples(data["x"][parts[name]], data["y"][parts[name]]) for name in ("train", "test"))
-        outcome = run(
-            _bundle(bundle, model or loaded.name, state),
-            train,
-            test,
-            Scenario(clients, alpha, config),
-            on_score=(lambda _score: None) if as_json else _show,
-            on_progress=_progress if sys.stderr.isatty() and not as_json else (lambda _kind, _done: None),
-        )
-    except (AgentError, ClientError, CloudError, SimulationError) as error:
-        _fail(str(error))
+    loaded = load_task(task)
+    data = loaded.load_data()
+    parts = {name: data["part"] == name for name in ("train", "test")}
+    train, test = (Samples(data["x"][parts[name]], data["y"][parts[name]]) for name in ("train", "test"))
+    live = _Live(shown=sys.stderr.isatty() and not as_json)
+    outcome = run(
+        _bundle(bundle, model or loaded.name, state),
+        train,
+        test,
+        Scenario(clients, alpha, config),
+        on_score=(lambda _score: None) if as_json else live.score,
+        on_progress=live.client,
+    )
     seconds = time.monotonic() - started
     if as_json:
         scores = [vars(score) for score in outcome.scores]
@@ -90,6 +84,7 @@ def simulate(
 
 def _bundle(path: Path | None, model: str, state: Path) -> "Bundle":
     from contract import bundle
+    from simulations.errors import SimulationError
 
     if path is not None:
         return bundle.unpack(path.read_bytes())
@@ -97,24 +92,30 @@ def _bundle(path: Path | None, model: str, state: Path) -> "Bundle":
 
     name, _, wanted = model.partition(":")
     if wanted and not wanted.isdigit():
-        _fail(f"--model {model}: give NAME or NAME:VERSION, for example digits:1")
+        raise SimulationError(f"--model {model}: give NAME or NAME:VERSION, for example digits:1")
     with Client.from_state(state, retry_s=5.0) as client:
         found = [each for each in client.bundles() if each.model == name and wanted in {"", str(each.version)}]
         if not found:
-            _fail(f"no bundle of {model} is registered; build one, or give --bundle FILE")
+            raise SimulationError(f"no bundle of {model} is registered; build one, or give --bundle FILE")
         return bundle.unpack(client.get_blob(max(found, key=lambda each: (each.version, each.created_at)).sha256))
 
 
-def _show(score: "RoundScore") -> None:
-    name = "base" if score.round == 0 else f"round {score.round}"
-    typer.echo(f"{name:<9} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}  ({score.clients} clients)")
+class _Live:
+    """A line for each round that ended; below it, on a terminal, one that says which client is done."""
 
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._round = 0
 
-def _progress(kind: str, done: int) -> None:
-    sys.stderr.write(f"\r{kind} {done} ")
-    sys.stderr.flush()
+    def client(self, kind: str, done: int) -> None:
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[Kround {self._round}: {kind}, client {done} done")
+            sys.stderr.flush()
 
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"fieldfare: {message}\n")
-    raise typer.Exit(1)
+    def score(self, score: "RoundScore") -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self._round = score.round + 1
+        name = "base" if score.round == 0 else f"round {score.round}"
+        typer.echo(f"{name:<9} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}  ({score.clients} clients)")

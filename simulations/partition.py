@@ -1,5 +1,7 @@
 """Dealing samples out to virtual clients. Every sample goes to exactly one client."""
 
+import math
+
 import numpy as np
 
 from simulations.errors import SimulationError
@@ -16,7 +18,7 @@ def iid(samples: int, clients: int, *, seed: int) -> list[np.ndarray]:
     Raises:
         SimulationError: fewer samples than clients.
     """
-    _check(samples, clients)
+    _check(samples, clients, 1)
     order = np.random.default_rng(seed).permutation(samples)
     return [np.sort(part) for part in np.array_split(order, clients)]
 
@@ -37,9 +39,9 @@ def dirichlet(y: np.ndarray, clients: int, *, alpha: float, seed: int, smallest:
     Raises:
         SimulationError: not enough samples, or no draw gave each client `smallest`.
     """
-    _check(len(y), clients * smallest)
-    if not alpha > 0:
-        raise SimulationError(f"alpha = {alpha}: the concentration must be above zero")
+    _check(len(y), clients, smallest)
+    if not 0 < alpha < math.inf:
+        raise SimulationError(f"alpha = {alpha}: the concentration must be a number above zero")
     random = np.random.default_rng(seed)
     for _ in range(_ATTEMPTS):
         owner = np.empty(len(y), np.int64)
@@ -57,6 +59,10 @@ def dirichlet(y: np.ndarray, clients: int, *, alpha: float, seed: int, smallest:
     )
 
 
-def _check(samples: int, needed: int) -> None:
-    if needed < 1 or samples < needed:
-        raise SimulationError(f"{samples} samples are not enough for clients that need {needed} in all")
+def _check(samples: int, clients: int, smallest: int) -> None:
+    if clients < 1:
+        raise SimulationError(f"{clients} clients: there must be at least one")
+    if samples < clients * smallest:
+        raise SimulationError(
+            f"{samples} samples are not enough for {clients} clients with at least {smallest} each; take fewer clients"
+        )

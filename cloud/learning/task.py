@@ -6,6 +6,7 @@ x (n, *input_shape) raw, y (n,) int64, device (n,) text, part (n,) text in train
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ def load_task(ref: str) -> Task:
         raise TaskError(f"{path}: {error}") from error
     if len(file.task.labels) < 2 or len(set(file.task.labels)) != len(file.task.labels):
         raise TaskError(f"{path}: labels must be two or more different names")
+    plan = file.training
+    if plan.epochs < 1 or plan.batch < 1 or not 0 < plan.learning_rate < math.inf or not 0 <= plan.seed < 2**32:
+        raise TaskError(f"{path}: training: epochs and batch must be 1 or more, learning_rate above 0, seed 0 or more")
     module = _module(folder / file.task.module, package)
     for function in ("build_model", "load_data"):
         if not callable(getattr(module, function, None)):
@@ -157,14 +161,18 @@ def check_data(data: Data, task: Task) -> None:
     missing = {"x", "y", "device", "part"} - set(data)
     if missing:
         raise TaskError(f"{task.name}: load_data gave no {sorted(missing)}")
+    strange = [name for name in ("x", "y", "device", "part") if not isinstance(data[name], np.ndarray)]
+    if strange:
+        raise TaskError(f"{task.name}: load_data must give numpy arrays; {strange} are none")
     lengths = {name: len(data[name]) for name in ("x", "y", "device", "part")}
     if len(set(lengths.values())) != 1:
         raise TaskError(f"{task.name}: load_data gave columns of different lengths: {lengths}")
     if data["x"].shape[1:] != task.input_shape or data["x"].dtype.kind not in "fiub":
         found = f"{data['x'].dtype}{data['x'].shape[1:]}"
         raise TaskError(f"{task.name}: samples are {found}, {FILE} says numbers of shape {task.input_shape}")
-    if data["y"].dtype.kind not in "iu" or (np.unique(data["y"]) >= len(task.labels)).any() or data["y"].min() < 0:
-        raise TaskError(f"{task.name}: classes must be integers from 0 to {len(task.labels) - 1}")
+    y = data["y"]
+    if y.ndim != 1 or y.dtype.kind not in "iu" or ((y < 0) | (y >= len(task.labels))).any():
+        raise TaskError(f"{task.name}: classes must be integers from 0 to {len(task.labels) - 1}, of shape (n,)")
     unknown = set(np.unique(data["part"]).tolist()) - set(PARTS)
     absent = [part for part in PARTS if not (data["part"] == part).any()]
     if unknown or absent:

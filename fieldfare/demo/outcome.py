@@ -26,6 +26,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     broker: str
     drifting: list[str]
     smallest_cohort: int
+    seed: int = 0
     version_1: dict[str, Any] = {}
     version_2: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = {}

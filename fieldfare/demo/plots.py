@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare.demo.outcome import Outcome
+from fieldfare.demo.settings import DRIFT
 
 BLUE, ORANGE, GREY, GREEN = "#2f6f9f", "#d9822b", "#9aa5ad", "#3f8f5f"
 SIZE = (5.2, 3.1)  # inches
@@ -100,7 +101,7 @@ def shift(outcome: Outcome) -> str:
     for number, (label, report, colour) in enumerate(moments):
         values = _index(report)
         axes.bar(place + (number - 1) * 0.27, [values.get(n, 0.0) for n in names], 0.26, color=colour, label=label)
-    axes.axhline(0.25, color=GREY, linestyle=":", linewidth=1)
+    axes.axhline(DRIFT["materiality"], color=GREY, linestyle=":", linewidth=1)
     axes.set_xticks(place, names, rotation=20, fontsize=8)
     axes.set_ylabel("PSI against the reference")
     axes.legend(frameon=False, fontsize=8)

@@ -1,9 +1,11 @@
 """Child processes of the demonstration, each with a log of its own; all of them end with it."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -73,17 +75,20 @@ class Processes:
                 )
 
     def stop(self) -> None:
-        """End them all, the youngest first."""
-        for process in reversed(self._running.values()):
-            process.terminate()
-        for process in reversed(self._running.values()):
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        """End them all, the youngest first; who does not end by itself, or when a person asks again, is killed."""
+        youngest_first = list(reversed(self._running.values()))
+        deadline = time.monotonic() + STOP_S
+        try:
+            for process in youngest_first:
+                process.terminate()
+            for process in youngest_first:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in youngest_first:
+                _kill_group(process.pid)
                 process.wait()
-            _kill_group(process.pid)
-        self._running.clear()
+            self._running.clear()
 
 
 def run(log: Path, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
@@ -112,7 +117,5 @@ def _environment() -> dict[str, str]:
 
 
 def _kill_group(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -109,7 +109,7 @@ def _run_note(outcome: Outcome) -> str:
 
 
 def _samples(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    data = task.load_data(outcome.devices)
+    data = task.load_data(outcome.devices, outcome.seed)
     test = data["part"] == "test"
     x, y = data["x"][test], data["y"][test]
     first = [int((y == digit).argmax()) for digit in range(10)]

@@ -185,7 +185,7 @@ class Stations:
             lens.capture(camera.drift(lens.images, 100 * seed + number))
 
     def _compress(self, version: int, recipe: str) -> tuple[dict[str, dict[str, Any]], Bundle]:
-        spec = {"model": MODEL, "version": version, "recipe": recipe, "options": self._options()}
+        spec = {"model": MODEL, "version": version, "recipe": recipe}
         job = self._job("compress", spec, "compressing")
         made = self.client.get_version(MODEL, version)
         for variant in made.variants:

@@ -1,13 +1,17 @@
 """The story from the first process to the exit status."""
 
+import contextlib
 import shutil
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
 
 import msgspec
 
 from coordinator.client import ClientError
+from fieldfare.demo import preflight
 from fieldfare.demo.errors import StationFailedError
 from fieldfare.demo.outcome import Outcome
 from fieldfare.demo.processes import Processes
@@ -25,22 +29,51 @@ def tell(*, devices: int, broker: str, keep: bool, json_file: Path | None, repor
         exit status: 0 where every station did its work and the model recovered.
     """
     screen = Screen()
+    try:
+        preflight.packages()
+        preflight.writable(report, json_file)
+    except StationFailedError as error:
+        _explain(screen, error)
+        return 1
     folder = Path(tempfile.mkdtemp(prefix="fieldfare-demo-"))
     kind = cast("Literal['embedded', 'mosquitto']", broker)
     settings = Settings(folder=folder, devices=devices, broker=kind, report=report, seed=seed)
-    outcome = Outcome(devices=devices, broker=broker, drifting=settings.drifting, smallest_cohort=SMALLEST_COHORT)
+    kept = keep
+    outcome = Outcome(
+        devices=devices, broker=broker, drifting=settings.drifting, smallest_cohort=SMALLEST_COHORT, seed=seed
+    )
     try:
-        with Processes(folder / "logs") as processes:
+        with _ended_like_ctrl_c(), Processes(folder / "logs") as processes:
             _stations(Stations(settings, screen, processes, outcome))
+        screen.current = "Write down what was found"
+        outcome.seconds = screen.seconds
+        return _finish(screen, settings, outcome, keep=keep, json_file=json_file)
     except (StationFailedError, ClientError, OSError) as error:
         _explain(screen, error)
         screen.console.print(f"What it left lies in {folder}", markup=False, soft_wrap=True)
+        kept = True
         return 1
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        screen.console.print("Interrupted: all that was started has ended.")
         raise
-    outcome.seconds = screen.seconds
-    return _finish(screen, settings, outcome, keep=keep, json_file=json_file)
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the demonstration as Ctrl-C does: with everything that it started."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _stations(stations: Stations) -> None:
@@ -67,8 +100,6 @@ def _finish(screen: Screen, settings: Settings, outcome: Outcome, *, keep: bool,
     screen.console.print(f"Report: {settings.report.resolve()}", markup=False, soft_wrap=True)
     if keep:
         screen.console.print(f"Kept:   {settings.folder}", markup=False, soft_wrap=True)
-    else:
-        shutil.rmtree(settings.folder, ignore_errors=True)
     gained = 100 * (outcome.drifted["2"].accuracy - outcome.drifted["1"].accuracy)
     if gained < RECOVERED_POINTS:
         screen.console.print(
@@ -81,7 +112,8 @@ def _finish(screen: Screen, settings: Settings, outcome: Outcome, *, keep: bool,
 
 
 def _explain(screen: Screen, error: Exception) -> None:
-    screen.console.print(f"[bold red]The demonstration failed at: {screen.current}[/]")
+    where = f"failed at: {screen.current}" if screen.current else "cannot start"
+    screen.console.print(f"[bold red]The demonstration {where}[/]", soft_wrap=True)
     screen.console.print(str(error), markup=False, soft_wrap=True)
     log = error.log if isinstance(error, StationFailedError) else None
     if log is not None and log.exists():

@@ -10,7 +10,9 @@ def show(console: Console, outcome: Outcome) -> None:
     """Print what the demonstration found out."""
     variants = Table(title="Variants of version 1, measured in LiteRT", title_justify="left")
     for column in ("variant", "accuracy", "KiB", "KiB compressed", "p50 us", "p95 us", "gate"):
-        variants.add_column(column, justify="left" if column in {"variant", "gate"} else "right")
+        variants.add_column(
+            column, justify="left" if column in {"variant", "gate"} else "right", no_wrap=column == "variant"
+        )
     for name, variant in outcome.variants.items():
         report = variant["report"]
         variants.add_row(
@@ -23,7 +25,7 @@ def show(console: Console, outcome: Outcome) -> None:
             "passes" if variant["gate"]["passed"] else "fails",
         )
     console.print(variants)
-    recovery = Table(title="The same held-out images, before and after the federated run", title_justify="left")
+    recovery = Table(title="The same held-out images, before and after", title_justify="left")
     for column in ("images", "version 1", "estimated", "version 2", "estimated"):
         recovery.add_column(column, justify="left" if column == "images" else "right")
     for name, evaluations in (("clean", outcome.clean), ("drifted", outcome.drifted)):

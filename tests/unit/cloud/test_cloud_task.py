@@ -55,6 +55,8 @@ def test_a_package_is_a_task() -> None:
         (TOML + "\n[surprise]", MODULE, "unknown field `surprise`"),
         ("not toml", MODULE, "fieldfare.toml"),
         (TOML.replace('["no", "yes"]', '["no"]'), MODULE, "two or more different names"),
+        (TOML + "\n[training]\nepochs = 0", MODULE, "epochs and batch must be 1 or more"),
+        (TOML + "\n[training]\nlearning_rate = nan", MODULE, "learning_rate above 0"),
         (TOML, "x = 1", "needs a function build_model"),
         (TOML, "import nowhere_to_be_found", "nowhere_to_be_found"),
         (TOML, "def build_model(:", "cannot be imported"),
@@ -89,6 +91,22 @@ def test_wrong_data_are_refused_by_column(tmp_path: Path, change: str, message: 
         "parts": '"part": np.full(count, "train")',
     }[message]
     task = load_task(write(tmp_path, module=MODULE.replace(change, wrong)))
+    with pytest.raises(TaskError, match=message):
+        task.load_data()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("x=np.zeros((0, 2)), y=np.zeros(0, int), device=np.zeros(0, str), part=np.zeros(0, str)", "are empty"),
+        ("x=np.zeros((3, 2)), y=[0, 1, 0], device=np.full(3, 'a'), part=np.full(3, 'train')", "numpy arrays"),
+        ("x=np.zeros((3, 2)), y=np.zeros((3, 1), int), device=np.full(3, 'a'), part=np.full(3, 'train')", "of shape"),
+        ("x=np.zeros((3, 2)), y=np.array([0, -1, 0]), device=np.full(3, 'a'), part=np.full(3, 'train')", "from 0 to"),
+    ],
+)
+def test_columns_that_are_none_are_refused(tmp_path: Path, columns: str, message: str) -> None:
+    module = MODULE.partition("def load_data")[0] + f"def load_data(count):\n    return dict({columns})\n"
+    task = load_task(write(tmp_path, module=module))
     with pytest.raises(TaskError, match=message):
         task.load_data()
 

@@ -57,7 +57,18 @@ def test_federated_versions_are_not_trained_on_laboratory_data() -> None:
     assert recipe.check("post-training") == ("float", "int8")
 
 
-@pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"clusters": 1}, {"prune_epochs": 0}, {"clusters": "many"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 1.0},
+        {"clusters": 1},
+        {"prune_epochs": 0},
+        {"clusters": "many"},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"seed": -1},
+    ],
+)
 def test_pruning_that_makes_no_sense_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="options of pruning"):
         recipe.plan(options)

@@ -89,6 +89,17 @@ def test_the_golden_vectors_hold_in_the_runtime(made: Made) -> None:
     assert len(logits) == 16
 
 
+def test_no_test_image_leaves_for_the_devices(made: Made) -> None:
+    golden = made.bundle(made.result["bundle"]["sha256"]).golden["x"]
+    data = task.load_data(4)
+
+    def shown(part: str) -> set[bytes]:
+        return {image.tobytes() for image in data["x"][data["part"] == part]}
+
+    assert {image.tobytes() for image in golden} <= shown("validation")
+    assert not {image.tobytes() for image in golden} & shown("test")
+
+
 def test_the_reference_profile_counts_the_validation_samples(made: Made) -> None:
     content = made.bundle(made.result["bundle"]["sha256"])
     assert content.profile.counts.samples == 161

@@ -46,5 +46,19 @@ def test_a_small_alpha_skews_the_labels_and_a_large_one_does_not():
 def test_what_cannot_be_dealt_out_is_refused_with_a_way_out():
     with pytest.raises(SimulationError, match="fewer clients"):
         partition.dirichlet(np.zeros(10, int), 10, alpha=0.001, seed=0)
+    with pytest.raises(SimulationError, match="3 samples are not enough for 4 clients"):
+        partition.iid(3, 4, seed=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_concentration_that_is_none_is_refused(alpha):
     with pytest.raises(SimulationError, match="alpha"):
-        partition.dirichlet(np.zeros(10, int), 2, alpha=0.0, seed=0)
+        partition.dirichlet(np.zeros(10, int), 2, alpha=alpha, seed=0)
+
+
+@pytest.mark.parametrize("clients", [0, -3])
+def test_no_client_at_all_is_refused(clients):
+    with pytest.raises(SimulationError, match="at least one"):
+        partition.iid(10, clients, seed=0)
+    with pytest.raises(SimulationError, match="at least one"):
+        partition.dirichlet(np.zeros(10, int), clients, alpha=1.0, seed=0)

@@ -11,8 +11,9 @@ from coordinator.rounds.loop import make_strategy
 from coordinator.rounds.settings import RunConfig, device_seed
 from edge_agent import training
 from edge_agent.training import TrainingRuntime
+from simulations import cli
 from simulations.errors import SimulationError
-from simulations.run import Samples, Scenario, simulate
+from simulations.run import RoundScore, Samples, Scenario, simulate
 from simulations.virtual_grid import VirtualClient, VirtualGrid
 from tests.fakes import agent_bundles, agent_models
 
@@ -112,17 +113,37 @@ def test_the_command_prints_json_and_nothing_else(tmp_path):
         "    return {'x': x, 'y': y, 'device': np.full(200, 'd'), 'part': part}\n"
     )
     (tmp_path / "bundle.zip").write_bytes(agent_bundles.make())
-    command = [sys.executable, "-c", "from simulations.cli import app; app()", str(task)]
+    command = [sys.executable, "-m", "fieldfare", "simulate", str(task)]
     options = ["--bundle", str(tmp_path / "bundle.zip"), "--clients", "3", "--rounds", "2", "--alpha", "1.0", "--json"]
     shown = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     found = json.loads(shown.stdout)
     assert [score["round"] for score in found["rounds"]] == [0, 1, 2]
     assert sum(found["client_samples"]) == 120
-    failed = subprocess.run(
-        [*command, "--bundle", str(tmp_path / "bundle.zip"), "--clients", "999"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("fieldfare: 120 samples are not enough")
+    for option, value, sentence in (
+        ("--clients", "999", "120 samples are not enough for 999 clients"),
+        ("--clients", "0", "0 clients: there must be at least one"),
+        ("--fraction", "2", "fraction = 2.0 is out of range"),
+        ("--alpha", "-1", "alpha = -1.0: the concentration must be"),
+    ):
+        failed = subprocess.run([*command, *options[:2], option, value], capture_output=True, text=True, check=False)
+        assert failed.returncode == 1
+        assert f"fieldfare: {sentence}" in failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+def test_on_a_terminal_the_client_that_is_done_is_shown_and_gives_way_to_the_round(capsys):
+    live = cli._Live(shown=True)
+    live.client("train", 3)
+    live.score(RoundScore(1, 3, 0.5, 1.0))
+    shown = capsys.readouterr()
+    assert "train, client 3 done" in shown.err
+    assert shown.err.endswith("\r\x1b[K")
+    assert shown.out == "round 1   accuracy 0.5000  loss 1.0000  (3 clients)\n"
+
+
+def test_without_a_terminal_there_is_a_line_for_each_round_and_nothing_else(capsys):
+    live = cli._Live(shown=False)
+    live.client("train", 3)
+    live.score(RoundScore(0, 3, 0.5, 1.0))
+    shown = capsys.readouterr()
+    assert (shown.err, shown.out.split()[0]) == ("", "base")
