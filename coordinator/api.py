@@ -18,6 +18,7 @@ from coordinator import records
 from coordinator.answers import answer
 from coordinator.errors import ConflictError, CoordinatorError, DeniedError, InvalidError, NotFoundError, SetupError
 from coordinator.files import read_token
+from coordinator.sql import DOES_NOT_FIT
 
 BODY_BYTES = 4 * 1024 * 1024  # of a JSON request; metadata files and manifests fit
 BLOB_PATH = "/v1/blobs"
@@ -123,6 +124,12 @@ def _tell_errors(app: FastAPI) -> None:
         default = 422 if isinstance(error, ContractError) else 500
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), default)
         return told(status, str(error))
+
+    async def unfit(_request: Request, _error: Exception) -> Response:
+        return told(422, "a value is too long or too large, or holds a NUL character")
+
+    for kind in DOES_NOT_FIT:
+        app.add_exception_handler(kind, unfit)
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(_request: Request, error: RequestValidationError) -> Response:

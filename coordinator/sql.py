@@ -6,8 +6,13 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Connection, RowMapping, Table, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError
 
 T = TypeVar("T")
+
+# What a database says of a value that its column cannot hold: a NUL character, a long text, a large number. Databases
+# differ in what they refuse, and SQLite leaves some of it to Python.
+DOES_NOT_FIT = (DataError, OverflowError)
 
 
 def insert_once(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:

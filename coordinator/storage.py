@@ -35,7 +35,12 @@ def open_engine(url: str) -> Engine:
     Args:
         url: SQLAlchemy URL, for example `sqlite:////var/lib/fieldfare/coordinator.sqlite` or `postgresql+psycopg://…`.
     """
-    engine = create_engine(url, pool_pre_ping=True, json_serializer=lambda value: json.dumps(value, sort_keys=True))
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,  # errors go to logs; what devices and operators sent does not
+        json_serializer=lambda value: json.dumps(value, sort_keys=True),
+    )
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)

@@ -27,6 +27,7 @@ from coordinator.fleet.service import Fleet
 from coordinator.gateway.blocks import BlockQueue
 from coordinator.gateway.counters import Counters
 from coordinator.signing.service import Signing
+from coordinator.sql import DOES_NOT_FIT
 from coordinator.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ class Core:
         try:
             device, channel, message = _parse(topic, payload)
             answers = self._dispatch(device, message, now)
-        except _Dropped as dropped:
-            self.counters.drop(dropped.reason)
+        except (_Dropped, *DOES_NOT_FIT) as dropped:
+            self.counters.drop(dropped.reason if isinstance(dropped, _Dropped) else "malformed")
             logger.info("dropped a message on %.160s: %s", topic, dropped)
             return []
         self.counters.accept(channel)
@@ -160,10 +161,12 @@ class Core:
                 new = self._fleet.receive(connection, device, report.outbox, report.seq, now=now, dropped="")
                 if new and handler is not None:
                     handler(connection, device, report.body, now)
-        except (ContractError, CallerError) as error:
+        except (ContractError, CallerError, *DOES_NOT_FIT) as error:
             # It can never have an effect, so it must not come again.
+            why = "a value that the database cannot hold" if isinstance(error, DOES_NOT_FIT) else str(error)
             with self._engine.begin() as connection:
-                self._fleet.receive(connection, device, report.outbox, report.seq, now=now, dropped=str(error))
+                dropped = why.replace("\0", "?")  # PostgreSQL cannot hold a NUL, and it may be the device's own words
+                self._fleet.receive(connection, device, report.outbox, report.seq, now=now, dropped=dropped)
             self.counters.drop("refused")
             logger.warning("refused a report of %s: %s", device, error)
         return [ack]

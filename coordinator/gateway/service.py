@@ -57,7 +57,7 @@ class Gateway:
         self._clock = clock
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last tick
-        self._lost = False  # and the broker did not remember us
+        self._lost = False  # and once since then the broker did not remember us
         self._client = self._make_client(state / "pki")
 
     @property
@@ -88,7 +88,13 @@ class Gateway:
             return
         if self._fresh.is_set():
             self._fresh.clear()
-            self._core.reconnected(session_lost=self._lost)
+            lost, self._lost = self._lost, False
+            try:
+                self._core.reconnected(session_lost=lost)
+            except Exception:
+                self._lost |= lost
+                self._fresh.set()
+                raise
         messages, published = self._core.tick(now)
         if self._publish(messages):
             published()
@@ -144,7 +150,7 @@ class Gateway:
             logger.error("the broker refused the coordinator: %s", code)
             return
         client.subscribe(topics.all_up(), qos=1)
-        self._lost = not flags.session_present
+        self._lost |= not flags.session_present
         self._fresh.set()
         self._connected.set()
         logger.info("connected to the broker on %s:%d", self._config.host, self._config.broker_port)

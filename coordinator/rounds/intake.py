@@ -16,6 +16,7 @@ from coordinator.rounds.tables import instructions, updates, uploads
 from coordinator.storage import Blobs
 
 _SLACK_BYTES = 64 * 1024  # an update has the shape of the weights that were sent; its header may differ a little
+_UPDATES = 3  # one, and more where a device was killed and trained again
 _WAITING = ("queued", "sent")
 
 
@@ -24,7 +25,7 @@ def on_upload_block(connection: Connection, blobs: Blobs, device: str, body: Upl
 
     Raises:
         InvalidError: a block that does not fit its blob, or an update that is larger than the weights sent.
-        DeniedError: the device has no training instruction to answer.
+        DeniedError: the device has no training instruction to answer, or has sent enough.
     """
     _check_block(body)
     sha256 = topics.check_sha256(body.blob.sha256)
@@ -86,15 +87,19 @@ def _has_update(connection: Connection, device: str, sha256: str) -> bool:
 
 
 def _allowed_bytes(connection: Connection, device: str, now: float) -> int:
-    query = select(func.max(instructions.c.input_size)).where(
+    query = select(func.max(instructions.c.input_size), func.min(instructions.c.sent_at)).where(
         instructions.c.device == device,
         instructions.c.kind == "train",
         instructions.c.state.in_(_WAITING),
         instructions.c.expires_at > now,
     )
-    size = connection.execute(query).scalar()
+    size, asked_at = connection.execute(query).one()
     if size is None:
         raise DeniedError(f"{device} sends an update that nobody waits for")
+    mine = updates.c.device == device, updates.c.received_at >= (now if asked_at is None else asked_at)
+    sent = connection.execute(select(func.count()).select_from(updates).where(*mine)).scalar_one()
+    if sent >= _UPDATES:
+        raise DeniedError(f"{device} has sent {sent} updates since it was asked for one")
     return int(size) + _SLACK_BYTES
 
 

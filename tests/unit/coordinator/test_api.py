@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from sqlalchemy.exc import DataError
 
 from contract import limits
 from contract.errors import BundleError, TooLargeError
@@ -134,6 +135,15 @@ def test_an_error_is_told_in_its_own_sentence(web: Web, name: str) -> None:
     error, status = ERRORS[name]
     got = web.get(f"/v1/fail/{name}", headers=OPERATOR)
     assert (got.status_code, got.json()) == (status, {"error": str(error)})
+
+
+@pytest.mark.parametrize("error", [OverflowError("int too large"), DataError("INSERT", None, ValueError("NUL"))])
+def test_a_value_that_the_database_cannot_hold_is_the_callers(
+    web: Web, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ERRORS, "unfit", (error, 422))
+    got = web.get("/v1/fail/unfit", headers=OPERATOR)
+    assert (got.status_code, "too long" in got.json()["error"]) == (422, True)
 
 
 def test_an_error_that_nobody_foresaw_tells_nothing_of_the_inside(web: Web) -> None:

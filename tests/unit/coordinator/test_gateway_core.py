@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,8 +36,8 @@ NOW = 1_700_000_000.0
 class Stage(Site):
     """A site with a gateway core and a handler that notes what it is given, or fails as it is told."""
 
-    def __init__(self, state: Path) -> None:
-        super().__init__(state)
+    def __init__(self, state: Path, database: str) -> None:
+        super().__init__(state, database=database)
         self.instructions = Instructions()
         self.seen: list[tuple[str, Any]] = []
         self.failure: Exception | None = None
@@ -68,8 +69,8 @@ class Stage(Site):
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
+def stage(tmp_path: Path, database: str) -> Iterator[Stage]:
+    made = Stage(tmp_path, database)
     yield made
     made.close()
 
@@ -141,6 +142,31 @@ def test_what_is_malformed_too_large_or_from_nobody_is_dropped_and_counted(stage
     registry = CollectorRegistry()
     registry.register(stage.core.counters)
     assert b'fieldfare_gateway_dropped_total{reason="malformed"} 2.0' in generate_latest(registry)
+
+
+def test_values_that_a_database_cannot_hold_are_dropped_not_failures(stage: Stage) -> None:
+    """A NUL character, a text that is too long, a number that is too large: PostgreSQL and SQLite refuse some each."""
+    hello = msgspec.structs.replace(stage.hello("meter-1"), boot="b\0" + "x" * 500)
+    assert stage.send("hello", hello) == []
+    assert stage.send("metadata", MetadataRequest(name="a\0")) is not None
+    ref = stage.register()
+    bad = [
+        stage.receipt("meter-1", ref, outcome="refused", reason="a\0b"),
+        stage.receipt("meter-1", ref, rollout="\0"),
+        stage.receipt("meter-1", msgspec.structs.replace(ref, sha256="\0" * 64)),
+    ]
+    for seq, body in enumerate(bad):
+        assert acks(stage.send("report", Report(outbox="o1", seq=seq, body=body))) == [Ack(outbox="o1", seqs=[seq])]
+    assert acks(stage.reply(9)) == [Ack(outbox="o1", seqs=[9])]
+    stage.failure = OverflowError("Python int too large to convert to SQLite INTEGER")
+    assert acks(stage.reply(10)) == [Ack(outbox="o1", seqs=[10])]
+    stage.failure = ConflictError("about \0")
+    assert acks(stage.reply(11)) == [Ack(outbox="o1", seqs=[11])]
+
+
+def test_a_name_of_an_outbox_that_cannot_be_kept_is_malformed(stage: Stage) -> None:
+    stage.reply(1, outbox="a\0")
+    assert stage.core.counters.dropped().get("malformed", 0) == (stage.engine.dialect.name == "postgresql")
 
 
 @given(topic=st.text(max_size=40) | st.sampled_from([topics.up("meter-1", c) for c in ("hello", "report", "pull")]),

@@ -193,6 +193,22 @@ def test_an_update_that_nobody_waits_for_is_refused(storage, run):
         upload(storage, "a", *blocks(b"x"), now=NOW + 61)
 
 
+def test_a_device_cannot_fill_the_disk_with_updates(storage, run):
+    instruct(storage, run, "a")
+    deliver(storage)
+    for number in range(3):
+        upload(storage, "a", *blocks(bytes([number])))
+    with pytest.raises(DeniedError, match="updates"):
+        upload(storage, "a", *blocks(b"again"))
+    upload(storage, "a", *blocks(bytes([0])))  # what it has sent already changes nothing
+
+
+def deliver(storage: Storage, now: float = NOW) -> None:
+    with storage.engine.begin() as connection:
+        service = rounds(storage)
+        service.sent(connection, [instruction.id for _, instruction in service.due(connection, now)], now)
+
+
 def test_replies_to_what_was_never_given_or_to_another_or_too_late_do_not_count(storage, run):
     ids = instruct(storage, run, "a", "b", kind="evaluate")
     with pytest.raises(NotFoundError):
