@@ -6,10 +6,37 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent.errors import AgentError, ConfigError
+
+_ENROL = """\
+example:
+  edge-agent enrol --state agent --device meter-1 --url https://127.0.0.1:8443 --ca ca.crt --token-file token
+"""
+_RUN = """\
+example:
+  edge-agent run --state agent
+  edge-agent run --state agent --json | jq -r 'select(.event == "refused") | .reason'
+
+With --json, standard output has one JSON object a line, with `event`, `at` (seconds since the epoch) and:
+  started       device, bundle (what serves, or null)
+  connected     broker
+  disconnected  reason
+  activated     bundle, rollout
+  refused       bundle, rollout, reason (the old bundle serves on)
+  rolled-back   bundle (the one that was lost), reason
+  window        samples, bundle_sha256 (a profile window was sent)
+  round         run, round, kind, examples, metrics, error (empty where it succeeded)
+  dropped       topic, reason (a message that broke the contract)
+  stopped
+"""
+_STATUS = """\
+example:
+  edge-agent status --state agent
+  edge-agent status --state agent --json
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge-agent: {error}", file=sys.stderr)
     except OSError as error:
         print(f"edge-agent: {error.filename or options.state}: {error.strerror or error}", file=sys.stderr)
+    except ImportError as error:
+        print(f"edge-agent: {error}; install it anew with: pip install fieldfare", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1
@@ -41,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    enrol = _command(commands, "enrol", _enrol, "Get a certificate for this device with a one-time token.")
+    enrol = _command(commands, "enrol", _enrol, "Get a certificate for this device with a one-time token.", _ENROL)
     enrol.add_argument("--device", required=True, help="this device's name, as the coordinator knows it")
     enrol.add_argument("--url", required=True, help="the coordinator's API, for example https://127.0.0.1:8443")
     enrol.add_argument("--ca", required=True, type=Path, help="the coordinator's CA certificate (PEM)")
@@ -54,15 +83,23 @@ def _parser() -> argparse.ArgumentParser:
         help="bundles may be made for some classes only (default: %(default)s)",
     )
     enrol.add_argument("--json", action="store_true", help="print JSON")
-    run = _command(commands, "run", _run, "Run the agent until SIGTERM.")
+    run = _command(commands, "run", _run, "Run the agent until SIGTERM.", _RUN)
     run.add_argument("--verbose", action="store_true", help="log what is done, on standard error")
-    status = _command(commands, "status", _status, "Say what the agent does, running or not.")
+    run.add_argument("--json", action="store_true", help="print each event as one line of JSON")
+    status = _command(commands, "status", _status, "Say what the agent does, running or not.", _STATUS)
     status.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name, run, text):  # type: ignore[no-untyped-def]
-    command = commands.add_parser(name, help=text, description=text)
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, help=text, description=text, epilog=example, formatter_class=layout)
     command.add_argument("--state", required=True, type=Path, metavar="DIR", help="the agent's folder")
     command.set_defaults(run=run)
     return command
@@ -71,7 +108,9 @@ def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", na
 def _enrol(options: argparse.Namespace) -> int:
     from edge_agent.enrol import enrol
 
-    token = options.token_file.read_text(encoding="utf-8") if options.token_file else os.environ.get("FIELDFARE_TOKEN")
+    token = os.environ.get("FIELDFARE_TOKEN")
+    if options.token_file:
+        token = options.token_file.read_text(encoding="utf-8", errors="replace")
     if not token or not token.strip():
         raise ConfigError("no token: give --token-file FILE, or set FIELDFARE_TOKEN; `fieldfare devices add` makes one")
     config = enrol(
@@ -95,9 +134,11 @@ def _run(options: argparse.Namespace) -> int:
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    from edge_agent import daemon
+    import time
 
-    daemon.run(options.state)
+    from edge_agent import daemon, events
+
+    daemon.run(options.state, tell=events.Lines(sys.stdout, time.time) if options.json else events.silent)
     return 0
 
 

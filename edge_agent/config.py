@@ -1,11 +1,15 @@
 """What the owner of a device may set: `agent.toml` in the agent's folder, and where things lie in that folder."""
 
 import json
+import math
 from pathlib import Path
 
 import msgspec
 
+from contract import topics
+from contract.errors import TopicError
 from edge_agent.errors import ConfigError
+from edge_agent.files import write_atomically
 
 FILE = "agent.toml"
 
@@ -78,12 +82,19 @@ def load(folder: Folder) -> Config:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder.config}: {error}") from error
     for key in ("window_samples", "window_idle_s", "hello_s", "threads", "max_samples", "poll_s", "retry_s"):
-        if not getattr(config, key) > 0:
-            raise ConfigError(f"{folder.config}: {key} must be greater than 0, is {getattr(config, key)}")
+        if not 0 < getattr(config, key) < math.inf:
+            raise ConfigError(f"{folder.config}: {key} must be greater than 0 and finite, is {getattr(config, key)}")
+    if not 0 < config.broker_port < 65536:
+        raise ConfigError(f"{folder.config}: broker_port must be from 1 to 65535, is {config.broker_port}")
+    try:
+        topics.check_device(config.device)
+    except TopicError as error:
+        raise ConfigError(f"{folder.config}: {error}") from error
     return config
 
 
 def save(folder: Folder, config: Config) -> None:
-    """Write `agent.toml`; JSON's strings and numbers are TOML's too."""
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in msgspec.structs.asdict(config).items()]
-    folder.config.write_text("".join(lines), encoding="utf-8")
+    """Write `agent.toml`, whole or not at all; JSON's strings and numbers are TOML's too."""
+    settings = msgspec.structs.asdict(config).items()
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings]
+    write_atomically(folder.config, "".join(lines).encode())

@@ -16,12 +16,14 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from contract import codec, limits, topics
-from contract.errors import WireError
-from contract.messages import Ack, Desired, Hello, Instruction, MetadataReply
+from contract.errors import TopicError, WireError
+from contract.messages import Ack, Desired, Hello, Instruction, MetadataReply, ProfileWindow, Report
 from edge_agent import __version__, config, trust
 from edge_agent.errors import ConfigError, UnavailableError
+from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
 from edge_agent.monitor import Monitor
 from edge_agent.outbox import Flow
@@ -41,17 +43,21 @@ _STALE_S = 7 * 86400.0
 class Agent:
     """Everything between the folder on disk and the broker."""
 
-    def __init__(self, folder: config.Folder) -> None:
-        """Open the folder and restore what served.
+    def __init__(self, folder: config.Folder, *, tell: Tell = silent) -> None:
+        """Open the folder and restore what served; `tell` hears what happens.
 
         Raises:
             ConfigError: the folder is not usable.
         """
+        self._tell = tell
+        self._told = 0
+        self._runtime_version = _runtime_version()
         self._config = config.load(folder)
         self._identity = Identity(self._config.device, folder)
         self._boot = uuid.uuid4().hex
         self._stopping = threading.Event()
         self._desired: Desired | None = None
+        self._applying: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._state = State(folder.state, outbox_id=uuid.uuid4().hex)
         self._state.put("connected", False)  # a killed agent could not say so
@@ -80,8 +86,9 @@ class Agent:
             trusted=lambda target: trust.lookup(
                 _read_root(folder.tuf_root), folder.tuf_metadata, target, self._transfer.metadata
             ),
-            pull=self._transfer.pull,
+            pull=lambda blob: self._transfer.pull(blob, give_up=lambda: self._desired != self._applying),
             clock=time.time,
+            tell=self._tell,
         )
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
@@ -96,6 +103,7 @@ class Agent:
             pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
             clock=time.time,
             stopping=self._stopping,
+            tell=self._tell,
         )
 
     def stop(self) -> None:
@@ -115,6 +123,8 @@ class Agent:
             )
         ]
         self._wake_rounds.set()  # an instruction may have survived the last run
+        model = self._serving.model
+        self._tell("started", device=self._config.device, bundle=model.ref if model else None)
         self._session.start()
         for worker in workers:
             worker.start()
@@ -128,6 +138,7 @@ class Agent:
             self._session.close()
             self._state.put("connected", False)
             self._state.close()
+            self._tell("stopped")
 
     def _listen_and_speak(self) -> None:
         try:
@@ -156,7 +167,7 @@ class Agent:
     def _update(self, wake: threading.Event) -> None:
         wake.wait()
         wake.clear()
-        desired = self._desired
+        desired = self._applying = self._desired
         if desired is None or self._stopping.is_set():
             return
         try:
@@ -182,14 +193,17 @@ class Agent:
                 self._state.put("connected", True)
                 self._flow.reset()
                 self._hello_at = 0.0
+                self._tell("connected", broker=f"{self._config.broker_host}:{self._config.broker_port}")
             case Disconnected(reason):
                 _LOG.info("disconnected: %s", reason)
                 self._state.put("connected", False)
+                self._tell("disconnected", reason=reason)
             case Message(topic, payload):
                 try:
                     self._on_message(topic, payload)
                 except WireError as error:
                     _LOG.warning("dropped a message on %s: %s", topic[:120], error)
+                    self._tell("dropped", topic=topic[:120], reason=str(error))
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         match topics.parse(topic):
@@ -203,13 +217,14 @@ class Agent:
                     codec.decode(payload, MetadataReply, limit=limits.METADATA_BYTES + limits.CONTROL_BYTES)
                 )
             case topics.DeviceTopic(self._config.device, "down", "ack"):
-                ack = codec.decode(payload, Ack)
+                ack = codec.decode(payload, Ack, limit=limits.CONTROL_BYTES)
                 self._state.forget(ack.outbox, ack.seqs)
             case topics.DeviceTopic(self._config.device, "down", "round"):
-                if self._state.add_instruction(codec.decode(payload, Instruction), at=time.time()):
+                instruction = codec.decode(payload, Instruction, limit=limits.CONTROL_BYTES)
+                if self._state.add_instruction(instruction, at=time.time()):
                     self._wake_rounds.set()
             case _:
-                _LOG.warning("nobody reads %s", topic[:120])
+                raise TopicError(f"nobody reads {topic[:120]}")
 
     def _speak(self) -> None:
         self._session.revive()
@@ -222,13 +237,19 @@ class Agent:
             report = self._state.read_report(seq)
             if report is not None and self._session.send(report):
                 self._flow.sent(seq, now)
+                self._tell_window(report)
+
+    def _tell_window(self, report: Report) -> None:
+        if isinstance(report.body, ProfileWindow) and report.seq > self._told:  # not when it is sent again
+            self._told = report.seq
+            self._tell("window", samples=report.body.counts.samples, bundle_sha256=report.body.bundle_sha256)
 
     def _hello(self) -> Hello:
         model = self._serving.model
         return Hello(
             boot=self._boot,
             agent_version=__version__,
-            runtime_version=_runtime_version(),
+            runtime_version=self._runtime_version,
             hardware_class=self._config.hardware_class,
             active=model.ref if model else None,
             samples=self._monitor.labelled(),
@@ -237,8 +258,8 @@ class Agent:
         )
 
 
-def run(root: Path) -> None:
-    """Run the agent of a folder until SIGTERM or SIGINT.
+def run(root: Path, *, tell: Tell = silent) -> None:
+    """Run the agent of a folder until SIGTERM or SIGINT; `tell` hears what happens.
 
     Raises:
         ConfigError: the folder is not usable, or another agent runs in it.
@@ -247,20 +268,30 @@ def run(root: Path) -> None:
     config.load(folder)
     os.umask(0o077)
     with folder.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{root}: another agent runs in this folder; stop it first") from error
-        _sweep(folder.staging, older_than=time.time() - _STALE_S)
-        agent = Agent(folder)
+        if not _locked(lock):
+            raise ConfigError(f"{root}: another agent runs in this folder; stop it first")
+        _sweep(folder, older_than=time.time() - _STALE_S)
+        agent = Agent(folder, tell=tell)
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()
 
 
-def _sweep(staging: Path, *, older_than: float) -> None:
-    """Remove what a kill left behind: unfinished jobs, and pulls that nobody resumed for long."""
-    for path in staging.glob("*"):
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock; `edge-agent status` holds it for a moment when it looks."""
+    for _ in range(10):
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _sweep(folder: config.Folder, *, older_than: float) -> None:
+    """Remove what a kill left behind: half-written slots, unfinished jobs, and pulls that nobody resumed for long."""
+    for path in folder.slots.glob("*/.*"):
+        path.unlink()
+    for path in folder.staging.glob("*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.stat().st_mtime < older_than:

@@ -88,9 +88,12 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if path.exists():
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigError(f"{path} holds another kind of key; remove it and enrol again")
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except (ValueError, TypeError) as error:  # TypeError: it is encrypted
+            raise ConfigError(f"{path} cannot be read as a key; remove it and enrol again") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ConfigError(f"{path} holds another kind of key than P-256; remove it and enrol again")
         return key
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -106,10 +109,8 @@ def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
 
 
 def _post(url: str, ca: Path, request: Request) -> Answer:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
-        raise ConfigError(f"--url {url}: use https://HOST:PORT, as the coordinator prints it")
-    connection = http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=30, context=server_tls(ca))
+    host, port = _address(url)
+    connection = http.client.HTTPSConnection(host, port, timeout=30, context=server_tls(ca))
     try:
         body = msgspec.json.encode(request)
         connection.request("POST", "/v1/enrol", body, {"Content-Type": "application/json"})
@@ -125,6 +126,17 @@ def _post(url: str, ca: Path, request: Request) -> Answer:
         return msgspec.json.decode(content, type=Answer)
     except msgspec.DecodeError as error:
         raise EnrolmentError(f"the answer of {url} is no enrolment: {error}") from error
+
+
+def _address(url: str) -> tuple[str, int]:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port or 443
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        host, port = None, 0
+    if not host or parts.scheme != "https":
+        raise ConfigError(f"--url {url}: use https://HOST:PORT, as the coordinator prints it")
+    return host, port
 
 
 def _sentence(content: bytes) -> str:

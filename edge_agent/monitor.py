@@ -19,6 +19,7 @@ from edge_agent.serving import Inference, Model, Serving
 from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
+_FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
 _OUTBOX_FULL = 1000  # reports; beyond it windows grow instead of closing, so that a long silence loses nothing
 
 
@@ -49,9 +50,12 @@ class Monitor:
         """
         with self._serving.lock:
             model = self._serving.model
-            waiting = next((name for name in samples.names(self._source) if name not in self._done), None)
+            present = samples.names(self._source)
+            self._forget(present)
+            waiting = next((name for name in present if name not in self._done), None)
             if model is None or waiting is None:
-                if self._clock() - self._quiet_since >= self._config.window_idle_s and self._has_room():
+                quiet = abs(self._clock() - self._quiet_since)  # the clock may have been set back
+                if quiet >= self._config.window_idle_s and self._has_room():
                     self._state.close_window()
                 return False
             self._process(model, waiting)
@@ -59,12 +63,23 @@ class Monitor:
             return True
 
     def labelled(self) -> int:
-        """Labelled samples that a round could train on."""
-        return min(sum(self._done.get(name, 0) for name in samples.names(self._source)), self._config.max_samples)
+        """Labelled samples that a round could train on; none where the source cannot be listed."""
+        try:
+            present = samples.names(self._source)
+        except OSError:
+            return 0
+        return min(sum(self._done.get(name, 0) for name in present), self._config.max_samples)
 
     def labelled_files(self) -> list[Path]:
         """Files that were counted and hold labels, oldest first."""
         return [self._source / name for name in samples.names(self._source) if self._done.get(name, 0)]
+
+    def _forget(self, present: list[str]) -> None:
+        if not present or len(self._done) <= 2 * len(present) + _FORGET:  # no files at all: perhaps no disk
+            return
+        kept = set(present).intersection(self._done)
+        self._state.forget_files(self._done.keys() - kept)
+        self._done = {name: self._done[name] for name in kept}
 
     def _has_room(self) -> bool:
         return self._state.pending_count() < _OUTBOX_FULL

@@ -20,6 +20,7 @@ from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
 from edge_agent import trainer
 from edge_agent.config import Config
 from edge_agent.errors import AgentError, TrainingError, UnavailableError
+from edge_agent.events import Tell, silent
 from edge_agent.files import write_atomically
 from edge_agent.serving import Serving
 from edge_agent.slots import Slots
@@ -43,6 +44,7 @@ class Rounds:
         pull: Callable[[BlobRef, Callable[[], bool]], Path],
         clock: Callable[[], float],
         stopping: threading.Event,
+        tell: Tell = silent,
     ) -> None:
         """Prepare.
 
@@ -54,7 +56,9 @@ class Rounds:
             pull: fetches an artifact to disk, until its second argument says to give up.
             clock: seconds since the epoch.
             stopping: set when the agent ends.
+            tell: hears of every reply once it is in the outbox.
         """
+        self._tell = tell
         self._config, self._staging = config, staging
         self._state, self._slots, self._serving = state, slots, serving
         self._files, self._pull, self._clock, self._stopping = files, pull, clock, stopping
@@ -80,10 +84,19 @@ class Rounds:
         if reply.error:
             _LOG.warning("round %d of %s: %s", instruction.round, instruction.run, reply.error)
         self._answer(reply, update)
+        self._tell(
+            "round",
+            run=instruction.run,
+            round=instruction.round,
+            kind=instruction.kind,
+            examples=reply.examples,
+            metrics=reply.metrics,
+            error=reply.error,
+        )
         return True
 
     def _expired(self, instruction: Instruction) -> bool:
-        return self._clock() >= instruction.expires_at
+        return not self._clock() < instruction.expires_at  # also where it is NaN
 
     def _carry_out(self, instruction: Instruction) -> tuple[RoundReply, bytes]:
         if self._expired(instruction):

@@ -1,7 +1,7 @@
 """Samples: `*.safetensors` files that another program writes beside and renames into the source folder.
 
 A file holds `x`, raw samples of shape (n, *input_shape), and may hold `y`, integer labels of shape (n,). Each is
-counted once, by name, in name order: name them so that newer ones sort later.
+counted once, by name, in name order: name them so that newer ones sort later, and use no name twice.
 """
 
 from dataclasses import dataclass

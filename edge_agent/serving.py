@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from contract.bundle import Bundle
-from contract.errors import ContractError
+from contract.errors import ContractError, TransformError
 from contract.messages import BundleRef
 from contract.profile import Counts, ProfileSpec, count
 from contract.transform import Transform
 from edge_agent.errors import RefusedError, RuntimeModelError
 from edge_agent.runtime import Runtime, softmax
+
+_ROWS = 256  # samples inferred at a time: a sample file may hold more than fit into memory as float32
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,19 @@ class Model:
 
         Raises:
             TransformError: samples that the transform refuses.
-            RuntimeModelError: the interpreter failed.
+            RuntimeModelError: the interpreter failed, or gave an output that is not finite.
         """
-        values = self._transform.apply(raw)
-        probabilities = softmax(self._runtime.logits(values), self._temperature)
-        return Inference(self._transform.features(values), probabilities)
+        features, probabilities = [], []
+        for start in range(0, max(len(raw), 1), _ROWS):
+            try:
+                values = self._transform.apply(raw[start : start + _ROWS])
+            except TransformError as error:
+                raise TransformError(f"samples from {start} on: {error}") from error
+            features.append(self._transform.features(values))
+            probabilities.append(softmax(self._runtime.logits(values), self._temperature))
+            if not np.isfinite(probabilities[-1]).all():
+                raise RuntimeModelError(f"the model's output for samples from {start} on is not finite")
+        return Inference(np.concatenate(features), np.concatenate(probabilities))
 
     def count(self, inference: Inference, rows: slice) -> Counts:
         """Counts of some rows of an inference, on the bundle's bins."""

@@ -6,6 +6,7 @@ end that thread, and a thread that ends all the same is started again (paho issu
 
 import logging
 import queue
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from ssl import SSLContext
@@ -14,18 +15,14 @@ from typing import Any, Protocol
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from contract import codec, topics
-from contract.messages import Gone, Up
+from contract import codec, limits, topics
+from contract.messages import UP, Gone, Up
 
 _LOG = logging.getLogger(__name__)
-_CHANNELS = {
-    "Hello": "hello",
-    "Gone": "gone",
-    "MetadataRequest": "metadata",
-    "BlockRequest": "pull",
-    "Report": "report",
-}
-_INBOX = 256  # messages; 256 blocks are 32 MiB
+_CHANNELS = {kind: channel for channel, kind in UP.items()}
+_INBOX = 64  # events; 64 blocks are 8 MiB
+_OUTBOUND = 32  # messages that the broker has not confirmed; 32 blocks are 4 MiB
+_PAYLOAD_BYTES = limits.METADATA_BYTES + limits.CONTROL_BYTES  # the largest that anybody may send to a device
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Session:
     """A Link over paho, MQTT 3.1.1, QoS 1, with the last will `Gone`.
 
     Attributes:
-        inbox: events in order; when it is full, new messages are dropped (everything is asked for again).
+        inbox: events in order; while it is full, the network thread waits, and the broker keeps what is to come.
         connected: as of now.
     """
 
@@ -80,6 +77,7 @@ class Session:
         self.connected = False
         self._device = device
         self._boot = boot
+        self._closing = threading.Event()
         self._patterns = {topics.all_down(device)}
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=device, clean_session=False, protocol=mqtt.MQTTv311
@@ -87,6 +85,7 @@ class Session:
         client.tls_set_context(tls)
         client.will_set(topics.up(device, "gone"), codec.encode(Gone(boot=boot)), qos=1)
         client.reconnect_delay_set(1, 16)
+        client.max_queued_messages_set(_OUTBOUND)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -107,14 +106,15 @@ class Session:
             topic, payload = topics.up(self._device, "gone"), codec.encode(Gone(boot=self._boot))
             with suppress(RuntimeError, ValueError):  # the connection went away in this very moment
                 self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
+        self._closing.set()
         self._client.disconnect()
         self._client.loop_stop()
 
     def send(self, message: Up) -> bool:
-        """Hand a message to the connection; False where there is none."""
+        """Hand a message to the connection; False where there is none, or too much waits for it already."""
         if not self.connected:
             return False
-        topic = topics.up(self._device, _CHANNELS[type(message).__name__])
+        topic = topics.up(self._device, _CHANNELS[type(message)])
         return self._client.publish(topic, codec.encode(message), qos=1).rc == mqtt.MQTT_ERR_SUCCESS
 
     def subscribe(self, pattern: str) -> None:
@@ -133,8 +133,8 @@ class Session:
         if reason.is_failure:
             _LOG.warning("the broker refused the connection: %s", reason)
             return
+        self.connected = True  # first: a pattern that comes now is then subscribed to by its own thread
         client.subscribe([(pattern, 1) for pattern in sorted(self._patterns)])
-        self.connected = True
         self._put(Connected())
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -142,10 +142,18 @@ class Session:
         self._put(Disconnected(str(reason)))
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._put(Message(message.topic, bytes(message.payload)))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            _LOG.warning("dropped a message whose topic is no text")
+            return
+        if len(message.payload) > _PAYLOAD_BYTES:
+            _LOG.warning("dropped a message of %d bytes on %s", len(message.payload), topic[:120])
+            return
+        self._put(Message(topic, bytes(message.payload)))
 
     def _put(self, event: Event) -> None:
-        try:
-            self.inbox.put_nowait(event)
-        except queue.Full:
-            _LOG.warning("the inbox is full; dropped one %s", type(event).__name__)
+        while not self._closing.is_set():
+            with suppress(queue.Full):
+                self.inbox.put(event, timeout=0.2)
+                return

@@ -6,7 +6,7 @@ answered change together or not at all.
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import msgspec
 
 from contract import codec, limits
 from contract.messages import Body, BundleRef, Instruction, ProfileWindow, Report
+from edge_agent.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ create table if not exists events (id integer primary key, at real not null, kin
 """
 _WINDOW = "window"
 _ENVELOPE_BYTES = 1024  # of a Report around its body
+_REMEMBERED = 1000  # events, and names of instructions that are done
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,10 +58,20 @@ class State:
         Args:
             path: the SQLite file; its folder exists.
             outbox_id: name of the outbox if it must be created now.
+
+        Raises:
+            ConfigError: the file is no database, or the disk does not take it.
         """
         self._lock = threading.RLock()
         self._depth = 0
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        try:
+            self._prepare(outbox_id)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise ConfigError(f"{path}: the agent's memory cannot be used: {error}") from error
+
+    def _prepare(self, outbox_id: str) -> None:
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         self._db.execute("pragma cache_size = -512")  # KiB: the default 2 MB is much for a small device
@@ -86,11 +98,11 @@ class State:
             self._depth = 1
             try:
                 yield
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            else:
                 self._db.execute("commit")
+            except BaseException:
+                if self._db.in_transaction:  # on a full disk SQLite may have undone it already, or not
+                    self._db.execute("rollback")
+                raise
             finally:
                 self._depth = 0
 
@@ -199,6 +211,12 @@ class State:
         """Labelled samples of each file that was counted."""
         return {name: int(n) for name, n in self._rows("select name, labelled from files")}
 
+    def forget_files(self, names: Iterable[str]) -> None:
+        """These files are gone."""
+        with self.transaction():
+            for name in names:
+                self._rows("delete from files where name = ?", name)
+
     # Instructions.
 
     def add_instruction(self, instruction: Instruction, *, at: float) -> bool:
@@ -207,6 +225,8 @@ class State:
             if self._rows("select 1 from instructions where id = ?", instruction.id):
                 return False
             self._rows("insert into instructions values (?, ?, 0, ?)", instruction.id, codec.encode(instruction), at)
+            old = "delete from instructions where done = 1 and rowid <= (select max(rowid) from instructions) - ?"
+            self._rows(old, _REMEMBERED)
             return True
 
     def next_instruction(self) -> Instruction | None:
@@ -215,7 +235,7 @@ class State:
         return msgspec.msgpack.decode(rows[0][0], type=Instruction) if rows else None
 
     def instruction_done(self, identifier: str) -> None:
-        """Never do it again; its weights and settings are no longer needed, its name is."""
+        """Never do it again; its name is remembered until 1000 newer ones came."""
         self._rows("update instructions set done = 1, payload = x'' where id = ?", identifier)
 
     # What the owner may want to know.
@@ -224,7 +244,7 @@ class State:
         """Write an event down, and forget those that are 1000 events old."""
         with self.transaction():
             self._rows("insert into events (at, kind, text) values (?, ?, ?)", at, kind, text)
-            self._rows("delete from events where id <= (select max(id) from events) - 1000")
+            self._rows("delete from events where id <= (select max(id) from events) - ?", _REMEMBERED)
 
     def last_event(self, kind: str) -> Event | None:
         """The newest event of a kind."""

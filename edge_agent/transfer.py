@@ -17,6 +17,8 @@ from contract.messages import BlobRef, BlockRequest, MetadataReply, MetadataRequ
 from edge_agent.errors import RefusedError, UnavailableError
 from edge_agent.session import Link
 
+Blocks = queue.Queue[tuple[int, bytes]]
+
 _LOG = logging.getLogger(__name__)
 _WINDOW = 8  # blocks asked for at a time, and at most held in memory ahead of the file
 _POLL_S = 0.25  # how soon a waiting request notices that the agent ends
@@ -101,21 +103,25 @@ class Transfer:
         self._stopping, self._clock = stopping, clock
         self._lock = threading.Lock()
         self._metadata: dict[str, queue.Queue[MetadataReply]] = {}
-        self._blocks: dict[str, queue.Queue[tuple[int, bytes]]] = {}
+        self._blocks: dict[str, tuple[PartFile, Blocks]] = {}
 
     def accept_metadata(self, reply: MetadataReply) -> None:
         """An answer to `metadata`; one that nobody waits for is dropped."""
         with self._lock:
             waiting = self._metadata.get(reply.name)
         if waiting is not None:
-            waiting.put(reply)
+            with suppress(queue.Full):  # it has its answer
+                waiting.put_nowait(reply)
 
     def accept_block(self, sha256: str, index: int, data: bytes) -> None:
         """A block of an artifact; where nobody waits for it, a forgotten subscription is ended."""
         with self._lock:
             waiting = self._blocks.get(sha256)
         if waiting is not None:
-            waiting.put((index, data))
+            part, blocks = waiting
+            if index in part.missing():  # other devices ask for other blocks, and all come to all
+                with suppress(queue.Full):  # faster than the disk; it is asked for again
+                    blocks.put_nowait((index, data))
         else:
             self._link.unsubscribe(topics.all_blocks(sha256))
 
@@ -125,7 +131,7 @@ class Transfer:
         Raises:
             UnavailableError: no answer in time, or the agent ends.
         """
-        answers: queue.Queue[MetadataReply] = queue.Queue()
+        answers: queue.Queue[MetadataReply] = queue.Queue(1)
         with self._lock:
             self._metadata[name] = answers
         try:
@@ -146,7 +152,7 @@ class Transfer:
 
         Args:
             blob: digest and size, from a source that is trusted.
-            give_up: asked between blocks.
+            give_up: asked between blocks; what came so far is removed then.
 
         Returns:
             The file, complete and with that digest. The caller deletes it.
@@ -154,15 +160,21 @@ class Transfer:
         Raises:
             UnavailableError: no progress in time, the agent ends, or `give_up` said so.
             RefusedError: too large, or the content has another digest, twice.
+            OSError: the disk does not take it; what came so far is removed.
         """
-        if blob.size > limits.ARTIFACT_BYTES:
+        if not 0 <= blob.size <= limits.ARTIFACT_BYTES:
             raise RefusedError(f"the artifact has {blob.size} bytes, the limit is {limits.ARTIFACT_BYTES}")
         path = self._staging / f"{topics.check_sha256(blob.sha256)}.part"
         digest = ""
         for _ in range(2):  # the second time from nothing: the first may have met a broken disk
             part = PartFile(path, blob)
-            self._fill(part, give_up)
-            digest = part.digest()
+            try:
+                self._fill(part, give_up)
+                digest = part.digest()
+            except (OSError, UnavailableError) as error:
+                if isinstance(error, OSError) or give_up():
+                    path.unlink(missing_ok=True)
+                raise
             if digest == blob.sha256:
                 return path
             path.unlink()
@@ -172,10 +184,10 @@ class Transfer:
     def _fill(self, part: PartFile, give_up: Callable[[], bool]) -> None:
         if part.complete:
             return
-        blocks: queue.Queue[tuple[int, bytes]] = queue.Queue()
+        blocks: Blocks = queue.Queue(2 * _WINDOW)
         pattern = topics.all_blocks(part.blob.sha256)
         with self._lock:
-            self._blocks[part.blob.sha256] = blocks
+            self._blocks[part.blob.sha256] = part, blocks
         self._link.subscribe(pattern)
         try:
             self._ask(part, blocks, give_up)
@@ -184,7 +196,7 @@ class Transfer:
                 del self._blocks[part.blob.sha256]
             self._link.unsubscribe(pattern)
 
-    def _ask(self, part: PartFile, blocks: "queue.Queue[tuple[int, bytes]]", give_up: Callable[[], bool]) -> None:
+    def _ask(self, part: PartFile, blocks: Blocks, give_up: Callable[[], bool]) -> None:
         progress = asked_at = self._clock()
         asked: set[int] = set()
         while not part.complete:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contract.bundle import Bundle
+from contract.errors import ContractError
 from contract.messages import BlobRef, BundleRef, Desired, Receipt
 from edge_agent import __version__
 from edge_agent.config import Config
 from edge_agent.errors import RefusedError, RuntimeModelError
+from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
 from edge_agent.serving import Model, Serving, self_test
 from edge_agent.slots import Slots, idle, parse
@@ -37,6 +39,7 @@ class Updater:
         trusted: Callable[[str], Target],
         pull: Callable[[BlobRef], Path],
         clock: Callable[[], float],
+        tell: Tell = silent,
     ) -> None:
         """Prepare.
 
@@ -46,10 +49,11 @@ class Updater:
             trusted: size and digest of a target by the signed metadata; raises TrustError, UnavailableError.
             pull: fetches an artifact to disk; raises RefusedError, UnavailableError.
             clock: seconds since the epoch.
+            tell: hears of every answer once it is committed.
         """
         self._config = config
         self._state, self._slots, self._serving, self._identity = state, slots, serving, identity
-        self._trusted, self._pull, self._clock = trusted, pull, clock
+        self._trusted, self._pull, self._clock, self._tell = trusted, pull, clock, tell
 
     def restore(self) -> None:
         """Serve what served before this start; where the disk lost it, what served before that."""
@@ -73,6 +77,7 @@ class Updater:
             self._state.activate(active, None)
             self._state.put("answered", None)  # so that the desired state is brought about again
             self._say(broken.bundle, None, "rolled-back", reason)
+        self._tell("rolled-back", bundle=broken.bundle, reason=reason)
 
     def apply(self, desired: Desired) -> None:
         """Bring a desired state about, or refuse it; one that was answered already is left alone.
@@ -86,16 +91,20 @@ class Updater:
         active = self._state.active
         if active is not None and active.bundle == ref and self._serving.model is not None:
             self._answer(desired, ref, "activated", "it served already")
+            self._tell("activated", bundle=ref, rollout=desired.rollout)
             return
         try:
             bundle, model = self._stage(ref)
-        except (RefusedError, RuntimeModelError, OSError, MemoryError) as error:
-            _LOG.warning("refused %s:%d: %s", ref.model, ref.version, error)
-            self._answer(desired, ref, "refused", str(error) or type(error).__name__)
+        except (RefusedError, RuntimeModelError, ContractError, OSError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            _LOG.warning("refused %s:%d: %s", ref.model, ref.version, reason)
+            self._answer(desired, ref, "refused", reason)
+            self._tell("refused", bundle=ref, rollout=desired.rollout, reason=reason)
             return
         del bundle  # its training part and weights need not stay in memory
         self._serving.swap(model, lambda: self._commit(desired, ref))
         _LOG.info("activated %s:%d %s", ref.model, ref.version, ref.variant)
+        self._tell("activated", bundle=ref, rollout=desired.rollout)
 
     def _stage(self, ref: BundleRef) -> tuple[Bundle, Model]:
         target = self._trusted(ref.target)

@@ -140,6 +140,8 @@ def test_a_certificate_for_somebody_else_is_not_taken(
         ({"device": "Meter 1"}, ConfigError),
         ({"device": "coordinator"}, ConfigError),
         ({"url": "http://127.0.0.1:1"}, ConfigError),
+        ({"url": "https://127.0.0.1:port"}, ConfigError),
+        ({"url": "https://[::1"}, ConfigError),
         ({"url": "https://127.0.0.1:1"}, EnrolmentError),
         ({"ca": Path("/nowhere/ca.crt")}, ConfigError),
     ],
@@ -149,6 +151,24 @@ def test_options_that_cannot_work_get_a_sentence(
 ) -> None:
     with pytest.raises(error):
         _enrol(api, tmp_path / "agent", **change)
+
+
+@pytest.mark.parametrize("content", [b"", b"no key", b"\xff\x00"])
+def test_a_key_that_cannot_be_read_gets_a_sentence(api: Api, tmp_path: Path, content: bytes) -> None:
+    key = config.Folder(tmp_path).key
+    key.parent.mkdir()
+    key.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"device\.key cannot be read as a key"):
+        _enrol(api, tmp_path)
+
+
+def test_a_token_file_that_is_no_text_is_an_unknown_token(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe\x00")
+    command = ["enrol", "--state", str(tmp_path / "agent"), "--device", "meter-1", "--url", api.url]
+    assert main([*command, "--ca", str(api.ca), "--token-file", str(tmp_path / "token")]) == 1
+    assert "refused (403)" in capsys.readouterr().err
 
 
 def test_the_command_enrols_and_status_speaks_before_the_first_run(
@@ -176,6 +196,13 @@ def test_the_command_enrols_and_status_speaks_before_the_first_run(
         ("not toml", "agent.toml"),
         ('device = "a"\nbroker_host = "h"\nbroker_port = 1\ncolour = "red"', "colour"),
         ('device = "a"\nbroker_host = "h"\nbroker_port = 1\nhello_s = 0.0', "hello_s must be greater than 0"),
+        ('device = "a"\nbroker_host = "h"\nbroker_port = 1\npoll_s = inf', "poll_s must be greater than 0 and finite"),
+        (
+            'device = "a"\nbroker_host = "h"\nbroker_port = 1\nretry_s = nan',
+            "retry_s must be greater than 0 and finite",
+        ),
+        ('device = "a"\nbroker_host = "h"\nbroker_port = 0', "from 1 to 65535"),
+        ('device = "Meter 1"\nbroker_host = "h"\nbroker_port = 1', "device name 'Meter 1'"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_names_file_and_key(tmp_path: Path, content: str, message: str) -> None:

@@ -70,6 +70,70 @@ def test_windows_close_when_full_and_when_the_source_is_quiet(parts: Parts) -> N
     assert (parts.state.get("inferences", int, 0), parts.serving.inferences, monitor.labelled()) == (120, 120, 120)
 
 
+def test_a_file_whose_output_is_not_finite_is_passed_over_and_the_next_one_counts(parts: Parts) -> None:
+    monitor = _monitor(parts)
+    _feed(parts, "000", x=agent_models.samples(3, seed=1)[0])
+    _feed(parts, "001", x=agent_models.samples(50, seed=0)[0])
+    model = parts.serving.model
+    assert model is not None
+    model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
+        np.full((len(values), agent_models.CLASSES), np.nan, np.float32) if len(values) == 3 else real(values)
+    )
+    _run(monitor, parts)
+    assert [window.counts.samples for window in _windows(parts)] == [50]
+    event = parts.state.last_event("sample")
+    assert event is not None
+    assert "not finite" in event.text
+
+
+def test_a_large_file_is_inferred_in_parts_that_fit_into_memory(parts: Parts) -> None:
+    monitor = _monitor(parts)
+    sizes: list[int] = []
+    model = parts.serving.model
+    assert model is not None
+    model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
+        sizes.append(len(values)) or real(values)
+    )
+    x, _ = agent_models.samples(1000, seed=0)
+    _feed(parts, "000", x=x)
+    _run(monitor, parts)
+    assert sum(window.counts.samples for window in _windows(parts)) == 1000
+    assert sum(sizes) == 1000
+    assert max(sizes) <= 256
+
+
+def test_files_that_are_gone_are_forgotten_but_not_when_the_whole_folder_is(parts: Parts, tmp_path: Path) -> None:
+    for number in range(3000):
+        parts.state.file_done(f"{number:05d}.safetensors", samples=1, labelled=1, at=0.0)
+    monitor = _monitor(parts)
+    monitor.tick()  # an empty folder may be a disk that is not mounted
+    assert len(parts.state.files_done()) == 3000
+    _feed(parts, "02999", x=agent_models.samples(5, seed=0)[0])
+    _feed(parts, "03000", x=agent_models.samples(5, seed=0)[0])
+    _run(monitor, parts)
+    assert list(parts.state.files_done()) == ["02999.safetensors", "03000.safetensors"]
+    assert sum(window.counts.samples for window in _windows(parts)) == 5
+
+
+def test_a_source_that_cannot_be_listed_has_no_labelled_samples_to_speak_of(parts: Parts) -> None:
+    monitor = _monitor(parts)
+    source = parts.folder.source(CONFIG)
+    source.rmdir()
+    source.write_text("not a folder")
+    assert monitor.labelled() == 0
+    with pytest.raises(NotADirectoryError):
+        monitor.tick()
+
+
+def test_a_window_closes_though_the_clock_was_set_back_a_year(parts: Parts) -> None:
+    monitor = _monitor(parts)
+    _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
+    assert monitor.tick()
+    parts.now -= 365 * 86400.0
+    monitor.tick()
+    assert [window.counts.samples for window in _windows(parts)] == [5]
+
+
 @pytest.mark.parametrize("step", [0.25, -0.25])  # seconds from one look at the clock to the next
 def test_no_window_ends_before_it_began_whatever_the_clock_does(parts: Parts, step: float) -> None:
     source = parts.folder.source(CONFIG)

@@ -1,5 +1,7 @@
 """What the agent remembers: transactions, the outbox, instructions, and which reports are due."""
 
+import resource
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from contract import limits
 from contract.errors import TooLargeError
 from contract.messages import BlobRef, Instruction, RoundReply, SignedReceipt, UploadBlock
+from edge_agent.errors import ConfigError
 from edge_agent.outbox import Flow
 from edge_agent.state import State
 
@@ -45,6 +48,43 @@ def test_the_outbox_keeps_its_name_and_never_gives_a_number_twice(state: State, 
     assert (report.outbox, report.seq, report.body) == ("first", 1, _receipt(0))
     assert again.read_report(2) is None
     again.close()
+
+
+def _report_much(state: State) -> None:
+    with state.transaction():
+        for _ in range(20):
+            state.report(SignedReceipt(payload=bytes(5_000), signature=b""))
+
+
+@pytest.mark.parametrize("room", [0, 5_000, 20_000, 60_000])  # bytes that the write-ahead log may still grow
+def test_a_full_disk_undoes_the_transaction_and_the_next_one_works_when_there_is_room(
+    state: State, tmp_path: Path, room: int
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "state.sqlite-wal").stat().st_size + room, before[1]))
+    try:
+        with pytest.raises(sqlite3.OperationalError):
+            _report_much(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert state.pending(10) == []
+    assert state.report(_receipt(1)) == 1
+
+
+def test_a_file_that_is_no_database_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match=r"state\.sqlite: the agent's memory cannot be used"):
+        State(tmp_path / "state.sqlite", outbox_id="o")
+
+
+def test_of_the_instructions_that_are_done_only_the_newest_are_remembered(state: State) -> None:
+    for number in range(1010):
+        assert state.add_instruction(_instruction(f"i{number}"), at=0.0)
+        if number:
+            state.instruction_done(f"i{number}")
+    assert not state.add_instruction(_instruction("i1009"), at=0.0)
+    assert state.add_instruction(_instruction("i5"), at=0.0)
+    assert [instruction.id for instruction in [state.next_instruction()] if instruction] == ["i0"]
 
 
 def test_an_exception_undoes_everything_of_its_transaction_also_the_nested_parts(state: State) -> None:

@@ -1,6 +1,7 @@
 """Pulling blocks: in any order, resumed after a cut, checked as a whole; and what waits gives up in time."""
 
 import hashlib
+import resource
 import threading
 from pathlib import Path
 
@@ -135,3 +136,47 @@ def test_blocks_in_any_order_with_repeats_and_strangers_give_the_file(
         assert part.accept(index, block + b"x") is False
         assert part.accept(index, block) is wanted
     assert part.digest() == part.blob.sha256
+
+
+def test_a_pull_that_its_caller_gave_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = Source(tmp_path, _content(20 * BLOCK))
+    with pytest.raises(UnavailableError):
+        source.transfer.pull(_ref(source.content), give_up=lambda: len(source.asked()) > 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_no_half_of_an_artifact(tmp_path: Path) -> None:
+    source = Source(tmp_path, _content(20 * BLOCK))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * BLOCK + 17, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            source.transfer.pull(_ref(source.content))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    assert source.transfer.pull(_ref(source.content)).read_bytes() == source.content
+
+
+def test_blocks_that_come_faster_than_the_disk_are_dropped_and_asked_for_again(tmp_path: Path) -> None:
+    source = Source(tmp_path, _content(20 * BLOCK))
+    real, held = source.answer, []
+
+    def flood(message: Up) -> None:
+        if isinstance(message, BlockRequest):
+            for _ in range(100):
+                source.transfer.accept_block(message.sha256, 19, source.content[19 * BLOCK :])
+            held.append(source.transfer._blocks[message.sha256][1].qsize())
+        real(message)
+
+    source.link.answer = flood
+    assert source.transfer.pull(_ref(source.content)).read_bytes() == source.content
+    assert max(held) <= 16
+
+
+@pytest.mark.parametrize("size", [-1, limits.ARTIFACT_BYTES + 1])
+def test_an_artifact_of_an_impossible_size_is_refused_before_anything_is_written(tmp_path: Path, size: int) -> None:
+    source = Source(tmp_path, b"")
+    with pytest.raises(RefusedError, match="bytes"):
+        source.transfer.pull(BlobRef("0" * 64, size))
+    assert list(tmp_path.iterdir()) == []

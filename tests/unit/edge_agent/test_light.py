@@ -30,6 +30,8 @@ def test_the_daemon_loads_nothing_heavy_and_leaves_tuf_and_cryptography_to_its_c
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "edge_agent", *command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: edge-agent")
+    assert " ".join(["  edge-agent", *(word for word in command if word != "--help")]) in done.stdout
+    assert "example" in done.stdout
     assert not done.stderr
 
 

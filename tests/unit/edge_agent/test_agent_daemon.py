@@ -1,0 +1,187 @@
+"""The daemon's own part: what it makes of any message, of a folder that a kill left, and what it tells a script."""
+
+import fcntl
+import io
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract import codec, limits, topics
+from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up
+from coordinator import pki
+from edge_agent import config, daemon, events
+from edge_agent.config import Config, Folder
+from edge_agent.session import Disconnected, Message
+from tests.fakes.broker_process import device_key_and_csr
+
+DEVICE = "meter-1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    pki.create(tmp_path / "coordinator")
+    made = Folder(tmp_path / "agent")
+    key, csr = device_key_and_csr(DEVICE)
+    certificate = pki.Authority.load(tmp_path / "coordinator").sign_csr(csr, DEVICE, days=1, now=datetime.now(UTC))
+    made.key.parent.mkdir(parents=True)
+    made.key.write_bytes(
+        key.private_bytes(pki.serialization.Encoding.PEM, pki.serialization.PrivateFormat.PKCS8,
+                          pki.serialization.NoEncryption())
+    )  # fmt: skip
+    made.certificate.write_bytes(certificate)
+    made.ca.write_bytes((tmp_path / "coordinator" / "pki" / "ca.crt").read_bytes())
+    config.save(made, Config(device=DEVICE, broker_host="127.0.0.1", broker_port=1))
+    return made
+
+
+class Heard:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        self.events.append((event, fields))
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def agent(folder: Folder, heard: Heard) -> Iterator[daemon.Agent]:
+    made = daemon.Agent(folder, tell=heard)
+    yield made
+    made._state.close()
+
+
+def _instruction(**fields: Any) -> Instruction:
+    whole = {"id": "i", "run": "r", "round": 1, "kind": "train", "bundle_sha256": "b", "expires_at": 1.0, **fields}
+    return Instruction(weights=BlobRef("w", 1), **whole)
+
+
+def _down(channel: str, payload: bytes, device: str = DEVICE) -> Message:
+    return Message(topics.down(device, channel), payload)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message("", b""),
+        Message("fleet/v1/dev/meter-1/down/round/more", b""),
+        Message(topics.blob("a" * 64, 1)[:-1] + "x", b""),
+        Message(topics.up(DEVICE, "hello"), b""),
+        _down("unknown", b""),
+        _down("desired", b"{"),
+        _down("desired", b'{"type":"desired","revision":"1","rollout":null,"bundle":null}'),
+        _down("desired", b"[" * 10_000),
+        _down("desired", b" " * (limits.CONTROL_BYTES + 1)),
+        _down("metadata", b"\xc1"),
+        _down("ack", b"\x91" * 10_000),
+        _down("ack", codec.encode(Ack(outbox="o", seqs=list(range(20_000))))),
+        _down("round", codec.encode(Ack(outbox="o", seqs=[1]))),
+        _down("round", codec.encode(_instruction(id="i" * limits.CONTROL_BYTES))),
+        _down("round", codec.encode(_instruction()), device="meter-2"),
+    ],
+    ids=lambda message: message.topic[-20:],
+)
+def test_a_message_that_breaks_the_contract_is_dropped_and_told(
+    agent: daemon.Agent, heard: Heard, message: Message
+) -> None:
+    agent._on_event(message)
+    assert [event for event, _ in heard.events] == ["dropped"]
+    assert agent._state.next_instruction() is None
+    assert agent._desired is None
+
+
+def test_an_instruction_is_remembered_and_an_ack_forgets_a_report(agent: daemon.Agent, heard: Heard) -> None:
+    agent._on_event(_down("round", codec.encode(_instruction())))
+    assert agent._state.next_instruction() == _instruction()
+    seq = agent._state.report(SignedReceipt(payload=b"", signature=b""))
+    agent._on_event(_down("ack", codec.encode(Ack(outbox=agent._state.outbox_id, seqs=[seq]))))
+    assert agent._state.pending_count() == 0
+    agent._on_event(Disconnected("the broker went away"))
+    assert heard.events == [("disconnected", {"reason": "the broker went away"})]
+
+
+def test_a_pull_ends_at_once_when_another_bundle_is_wanted(
+    agent: daemon.Agent, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def desired(revision: int) -> Desired:
+        ref = BundleRef(model="m", version=revision, variant="v", target=f"bundles/{revision}", sha256="a" * 64)
+        return Desired(revision=revision, rollout=None, bundle=ref)
+
+    asked = threading.Event()
+
+    def send(message: Up) -> bool:
+        if isinstance(message, BlockRequest):
+            asked.set()
+        return True
+
+    monkeypatch.setattr(agent._session, "send", send)
+    monkeypatch.setattr(agent._updater, "_trusted", lambda _target: daemon.trust.Target(10_000_000, "a" * 64))
+    agent._on_event(_down("desired", codec.encode_json(desired(1))))
+    worker = threading.Thread(target=agent._work, args=(agent._update, agent._wake_updater))
+    worker.start()
+    assert asked.wait(10)
+    first = agent._applying
+    agent._on_event(_down("desired", codec.encode_json(desired(2))))
+    for _ in range(100):
+        if agent._applying != first:
+            break
+        agent._stopping.wait(0.05)
+    agent.stop()
+    worker.join(10)
+    assert agent._applying == desired(2)
+
+
+def test_what_a_kill_left_half_written_is_swept_and_the_slots_stay(folder: Folder) -> None:
+    for path in (
+        folder.slots / "a" / ".bundle.zip.1234",
+        folder.slots / "a" / "bundle.zip",
+        folder.staging / "new.part",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (folder.staging / "job-1").mkdir()
+    daemon._sweep(folder, older_than=0.0)
+    assert sorted(path.name for path in (folder.slots / "a").iterdir()) == ["bundle.zip"]
+    assert [path.name for path in folder.staging.iterdir()] == ["new.part"]
+
+
+def test_a_look_at_the_status_does_not_keep_the_agent_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as lock, path.open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        assert daemon._locked(lock)
+
+
+def test_settings_are_read_as_they_were_written_and_only_by_the_owner(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "agent")
+    written = Config(device="m", broker_host="h", broker_port=1, hardware_class='Zähler 😀 \\ "x"', source="a b")
+    config.save(folder, written)
+    assert config.load(folder) == written
+    assert folder.config.stat().st_mode & 0o777 == 0o600
+
+
+def test_events_are_lines_of_json_and_a_reader_that_went_away_does_no_harm() -> None:
+    stream = io.StringIO()
+    tell = events.Lines(stream, lambda: 12.34567)
+    tell("window", samples=3)
+    tell("started", bundle=BundleRef(model="m", version=1, variant="v", target="t", sha256="s"))
+    first, second = stream.getvalue().splitlines()
+    assert json.loads(first) == {"event": "window", "at": 12.346, "samples": 3}
+    assert json.loads(second)["bundle"]["version"] == 1
+
+    class Broken(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    events.Lines(Broken(), lambda: 0.0)("stopped")
