@@ -13,13 +13,13 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from contract import codec, limits, topics
-from contract.errors import TopicError, WireError
+from contract.errors import MalformedError, TopicError, WireError
 from contract.messages import Ack, Desired, Hello, Instruction, MetadataReply, ProfileWindow, Report
 from edge_agent import __version__, config, trust
 from edge_agent.errors import ConfigError, UnavailableError
@@ -210,7 +210,9 @@ class Agent:
             case topics.BlobTopic(sha256, block):
                 self._transfer.accept_block(sha256, block, payload)
             case topics.DeviceTopic(self._config.device, "down", "desired") if payload:
-                self._desired = codec.decode_json(payload, Desired)
+                desired = codec.decode_json(payload, Desired)
+                _check_integers([desired.revision])
+                self._desired = desired
                 self._wake_updater.set()
             case topics.DeviceTopic(self._config.device, "down", "metadata"):
                 self._transfer.accept_metadata(
@@ -218,6 +220,7 @@ class Agent:
                 )
             case topics.DeviceTopic(self._config.device, "down", "ack"):
                 ack = codec.decode(payload, Ack, limit=limits.CONTROL_BYTES)
+                _check_integers(ack.seqs)
                 self._state.forget(ack.outbox, ack.seqs)
             case topics.DeviceTopic(self._config.device, "down", "round"):
                 instruction = codec.decode(payload, Instruction, limit=limits.CONTROL_BYTES)
@@ -275,6 +278,11 @@ def run(root: Path, *, tell: Tell = silent) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()
+
+
+def _check_integers(numbers: Iterable[int]) -> None:
+    if not all(0 <= number < 2**63 for number in numbers):
+        raise MalformedError("a number is negative or larger than the agent's memory holds")
 
 
 def _locked(lock: IO[str]) -> bool:

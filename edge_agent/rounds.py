@@ -127,13 +127,9 @@ class Rounds:
 
     def _run_child(self, instruction: Instruction, folder: Path) -> tuple[RoundReply, bytes]:
         complaints = folder / "stderr"
+        command = [sys.executable, "-P", "-m", "edge_agent.trainer", str(folder)]  # -P: no code from the working folder
         with complaints.open("wb") as stderr:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "edge_agent.trainer", str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             while child.poll() is None:
                 if self._stopping.wait(0.05):

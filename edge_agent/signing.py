@@ -16,9 +16,8 @@ def sign(key: Path, payload: bytes) -> bytes:
     Raises:
         ConfigError: the key is missing or no P-256 key.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "edge_agent.signing", str(key)], input=payload, capture_output=True, check=False
-    )
+    command = [sys.executable, "-P", "-m", "edge_agent.signing", str(key)]  # -P: no code from the working folder
+    child = subprocess.run(command, input=payload, capture_output=True, check=False)
     if child.returncode or not child.stdout:
         complaint = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError(f"{key}: cannot sign with it ({complaint[:200]}); enrol this device again")

@@ -74,7 +74,8 @@ def lookup(root: bytes, metadata: Path, target: str, fetch: Callable[[str], byte
         UnavailableError: a file could not be fetched, or the child died.
     """
     metadata.mkdir(parents=True, exist_ok=True, mode=0o700)
-    child = subprocess.Popen([sys.executable, "-m", "edge_agent.trust"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-P", "-m", "edge_agent.trust"]  # -P: no code from the working folder
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         return _converse(child, Task(root, str(metadata), target), fetch)
     except (OSError, struct.error, MalformedError) as error:

@@ -1,6 +1,7 @@
 """A coordinator for the agent's integration tests: real MQTT and real TUF metadata, everything else in memory."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -143,13 +144,17 @@ class AgentProcess:
         )
         save(self.folder, config)
         self.source = self.folder.source(config)
-        self.log = folder / "log"
+        self.log, self.told = folder / "log", folder / "events"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, self.told.open("ab") as told:
             command = [sys.executable, "-m", "edge_agent", "run", "--state", str(self.folder.root), "--verbose"]
-            self.process = subprocess.Popen(command, stderr=log)
+            self.process = subprocess.Popen([*command, "--json"], stdout=told, stderr=log)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it told a script."""
+        return [json.loads(line) for line in self.told.read_text().splitlines()]
 
     def kill(self) -> None:
         """As the power would."""

@@ -41,6 +41,7 @@ def agent(coordinator: Coordinator, tmp_path: Path, request: pytest.FixtureReque
     running.start()
     yield running
     assert running.stop() == 0, running.log.read_text()
+    assert running.events()[-1]["event"] == "stopped"
     assert "Traceback" not in running.log.read_text()
 
 
@@ -95,6 +96,8 @@ def refusal(coordinator: Coordinator, agent: AgentProcess, ref: messages.BundleR
     status = read(agent.folder.root)
     assert status.active == old
     assert receipt.reason in status.last_refusal
+    refused = [event for event in agent.events() if event["event"] == "refused"]
+    assert (refused[-1]["reason"], refused[-1]["bundle"]["sha256"]) == (receipt.reason, ref.sha256)
     return receipt.reason
 
 
@@ -156,6 +159,16 @@ def test_a_round_trains_on_the_device_and_its_update_comes_back_whole(
     coordinator.instruct(agent.device, "0" * 64, start, id="foreign")
     (foreign,) = agent.wait(lambda: coordinator.bodies(messages.RoundReply)[2:])
     assert "the instruction is for 000000000000" in foreign.error
+    agent.wait(lambda: [event for event in agent.events() if event["event"] == "round"][2:])
+    told = agent.events()
+    assert [event["event"] for event in told if event["event"] != "window"] == [
+        "started", "connected", "activated", "round", "round", "round",
+    ]  # fmt: skip
+    assert (told[0]["device"], told[0]["bundle"]) == (agent.device, None)
+    assert sum(event["samples"] for event in told if event["event"] == "window") == 60
+    rounds = [event for event in told if event["event"] == "round"]
+    assert [event["kind"] for event in rounds] == ["train", "evaluate", "train"]
+    assert [bool(event["error"]) for event in rounds] == [False, False, True]
     coordinator.instruct(agent.device, ref.sha256, start, id="late", expires_at=1.0)
     (late,) = agent.wait(lambda: coordinator.bodies(messages.RoundReply)[3:])
     assert late.error == "the instruction has expired"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from contract import codec, limits, topics
+from contract import codec, limits, signatures, topics
 from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up
 from coordinator import pki
-from edge_agent import config, daemon, events
+from edge_agent import config, daemon, events, signing
 from edge_agent.config import Config, Folder
 from edge_agent.session import Disconnected, Message
 from tests.fakes.broker_process import device_key_and_csr
@@ -79,6 +79,9 @@ def _down(channel: str, payload: bytes, device: str = DEVICE) -> Message:
         Message(topics.up(DEVICE, "hello"), b""),
         _down("unknown", b""),
         _down("desired", b"{"),
+        _down("desired", b'{"type":"desired","revision":%d,"rollout":null,"bundle":null}' % 2**63),
+        _down("desired", b'{"type":"desired","revision":-%d,"rollout":null,"bundle":null}' % 2**63),
+        _down("ack", codec.encode(Ack(outbox="OUTBOX", seqs=[2**63]))),
         _down("desired", b'{"type":"desired","revision":"1","rollout":null,"bundle":null}'),
         _down("desired", b"[" * 10_000),
         _down("desired", b" " * (limits.CONTROL_BYTES + 1)),
@@ -94,6 +97,7 @@ def _down(channel: str, payload: bytes, device: str = DEVICE) -> Message:
 def test_a_message_that_breaks_the_contract_is_dropped_and_told(
     agent: daemon.Agent, heard: Heard, message: Message
 ) -> None:
+    agent._state.outbox_id = "OUTBOX"
     agent._on_event(message)
     assert [event for event, _ in heard.events] == ["dropped"]
     assert agent._state.next_instruction() is None
@@ -185,3 +189,12 @@ def test_events_are_lines_of_json_and_a_reader_that_went_away_does_no_harm() -> 
             raise BrokenPipeError
 
     events.Lines(Broken(), lambda: 0.0)("stopped")
+
+
+def test_a_child_runs_no_code_from_the_folder_that_the_agent_was_started_in(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "edge_agent").mkdir()
+    (tmp_path / "edge_agent" / "__init__.py").write_text("raise SystemExit('stolen')")
+    monkeypatch.chdir(tmp_path)
+    signatures.verify(folder.certificate.read_bytes(), b"payload", signing.sign(folder.key, b"payload"))
