@@ -190,10 +190,10 @@ def _repeat(small: Tensor, height: int, width: int) -> Tensor:
     return tf.reshape(tall, [batch, rows * height, columns * width, channels])
 
 
-def _fit(x: Tensor, rows: int, columns: int, fill: float) -> Tensor:
-    """Cut or pad the end of both image axes."""
+def _fit(x: Tensor, rows: int, columns: int, fill: float, *, top: int = 0, left: int = 0) -> Tensor:
+    """Pad the beginning of both image axes by `top` and `left`, then cut or pad their end."""
     x = x[:, : min(rows, x.shape[1]), : min(columns, x.shape[2]), :]
-    pads = [[0, 0], [0, rows - x.shape[1]], [0, columns - x.shape[2]], [0, 0]]
+    pads = [[0, 0], [top, rows - top - x.shape[1]], [left, columns - left - x.shape[2]], [0, 0]]
     return tf.pad(x, pads, constant_values=fill) if np.any(pads) else x
 
 
@@ -202,10 +202,13 @@ def _max_pool(op: Any, dy: Tensor) -> Tensor:
     """Equal largest entries share the gradient; TensorFlow gives it to the first. After ReLU both are the same."""
     x, y = op.inputs[0], op.outputs[0]
     height, width = _pooling(op)
-    covered = _fit(x, y.shape[1] * height, y.shape[2] * width, -HUGE)
+    rows, columns = y.shape[1] * height, y.shape[2] * width
+    top, left = max(rows - x.shape[1], 0) // 2, max(columns - x.shape[2], 0) // 2  # of SAME padding; VALID has none
+    covered = _fit(x, rows, columns, -HUGE, top=top, left=left)
     largest = tf.nn.relu(1.0 - (_repeat(y, height, width) - covered) * HUGE)
     count = tf.nn.avg_pool2d(largest, [height, width], [height, width], "VALID") * float(height * width)
-    return _fit(largest * _repeat(dy / count, height, width), x.shape[1], x.shape[2], 0.0)
+    dx = largest * _repeat(dy / count, height, width)
+    return _fit(dx[:, top:, left:, :], x.shape[1], x.shape[2], 0.0)
 
 
 @tf.RegisterGradient("FieldfareAvgPool")

@@ -28,6 +28,8 @@ _RANDOM = "its random numbers would differ from device to device; leave it out, 
 def export(model: Any, *, batch: int = BATCH) -> tuple[bytes, TrainingSpec]:
     """Make the training `.tflite` of a classifier.
 
+    The loss is the contract's cross-entropy alone: what layers add to it (regularizers) has no part in a device's step.
+
     Args:
         model: a built Keras 3 model, (batch, *input) to logits (batch, classes).
         batch: samples in one call.

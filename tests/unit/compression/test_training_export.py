@@ -45,6 +45,14 @@ MODELS: dict[str, Callable[[], Any]] = {
         L.Flatten(),
         L.Dense(5),
     ),
+    "padded pools": lambda: sequential(
+        (10, 11, 1),
+        L.Conv2D(3, 3, padding="same", activation="tanh"),
+        L.MaxPool2D((3, 2), padding="same"),  # 10 rows padded by one on both sides
+        L.MaxPool2D((2, 4), padding="same"),
+        L.Flatten(),
+        L.Dense(4),
+    ),
     "strided": lambda: sequential(
         (11, 12, 1),
         L.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
@@ -125,7 +133,7 @@ def test_builtin_gradients_are_those_of_tensorflow(name: str) -> None:
     assert_close(got, traced(model, spec, builtin=False)(inputs), 2e-5)
 
 
-@pytest.fixture(scope="module", params=["pooled", "normalized"])
+@pytest.fixture(scope="module", params=["pooled", "padded pools", "normalized"])
 def exported(request: pytest.FixtureRequest) -> tuple[Any, training.TrainingRuntime]:
     keras.utils.set_random_seed(2)
     model = MODELS[request.param]()
