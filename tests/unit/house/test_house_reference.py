@@ -1,0 +1,120 @@
+"""docs/reference.md against the code: every command, key, default and entry-point group, and none that is not there."""
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.main import get_command
+
+from cloud.learning import task
+from cloud.training.job import TrainSpec
+from compression.evaluation_job import EvaluateSpec
+from compression.job import CompressSpec
+from compression.prune import PrunePlan
+from coordinator import config as coordinator_config
+from edge_agent import cli as agent_cli
+from edge_agent import config as agent_config
+
+ROOT = Path(__file__).parents[3]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+HOW_TO = (ROOT / "docs" / "how-to.md").read_text()
+
+
+def commands() -> Iterator[str]:
+    for entry in metadata.entry_points(group="fieldfare.commands"):
+        found = get_command(entry.load())
+        nested = getattr(found, "commands", {})
+        yield from (f"fieldfare {entry.name} {name}" for name in nested)
+        if not nested:
+            yield f"fieldfare {entry.name}"
+    parser = agent_cli._parser()
+    choices = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+    yield from (f"edge-agent {name}" for name in choices)
+
+
+def keys(of: type, prefix: str = "") -> dict[str, str]:
+    """Key to default as the page writes it; tables of their own (`drift`, `policy`) are left out."""
+    found = {}
+    for field in msgspec.structs.fields(of):
+        default: Any = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if not isinstance(default, msgspec.Struct):
+            found[prefix + field.name] = "" if default is msgspec.NODEFAULT else f"`{json.dumps(default)}`"
+    return found
+
+
+def section(title: str, until: str) -> str:
+    return REFERENCE.partition(title)[2].partition(until)[0]
+
+
+def rows(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]*?) \|", text, re.MULTILINE))
+
+
+TABLES = [
+    (section("## coordinator.toml", "`[drift]`"), keys(coordinator_config.Config)),
+    (section("`[drift]`", "`[policy]`"), keys(coordinator_config.Drift)),
+    (section("`[policy]`", "## agent.toml"), keys(coordinator_config.Policy)),
+    (section("## agent.toml", "## Jobs"), keys(agent_config.Config)),
+    (section("`train`:", "`compress`:"), keys(TrainSpec)),
+    (section("`compress`:", "`evaluate`:"), keys(CompressSpec)),
+    (section("`evaluate`:", "`rounds`:"), keys(EvaluateSpec)),
+    (
+        section("## fieldfare.toml", "## Entry points"),
+        {
+            **keys(task._Section, "task."),
+            "options": "`{}`",
+            **keys(task.TransformPlan, "transform."),
+            **keys(task.TrainingPlan, "training."),
+        },
+    ),
+]
+
+
+def test_every_command_has_its_row_and_no_row_is_of_another() -> None:
+    named = re.findall(r"^\| `((?:fieldfare|edge-agent) [a-z -]+)` \|", REFERENCE, re.MULTILINE)
+    assert sorted(named) == sorted(commands())
+
+
+@pytest.mark.parametrize(("table", "expected"), TABLES)
+def test_every_key_has_its_row_with_its_default(table: str, expected: dict[str, str]) -> None:
+    found = rows(table)
+    assert set(found) == set(expected)
+    for key, default in expected.items():
+        assert found[key] == default or not default, key  # one without a default says where it comes from
+        assert bool(found[key].startswith("`")) == bool(default), key
+
+
+def test_the_pruning_plan_is_the_one_that_is_described() -> None:
+    row = next(line for line in REFERENCE.splitlines() if line.startswith("| `pruning`"))
+    assert {key: json.loads(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", row)} == vars(PrunePlan())
+
+
+def test_every_entry_point_group_has_its_row() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"^\| `(fieldfare\.\w+)` \|", REFERENCE, re.MULTILINE)) == set(project["entry-points"])
+
+
+def test_every_job_kind_is_described() -> None:
+    for entry in metadata.entry_points(group="fieldfare.jobs"):
+        assert re.search(rf"^`{entry.name}`:", REFERENCE, re.MULTILINE)
+
+
+def test_the_how_to_names_only_commands_that_exist() -> None:
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", HOW_TO, re.DOTALL))
+    named = set(re.findall(r"\b((?:fieldfare|edge-agent) [a-z]+(?: [a-z]+)?)", blocks))
+    known = set(commands())
+    for name in named:
+        assert name in known or name.rpartition(" ")[0] in known, name
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
