@@ -8,6 +8,7 @@ keeps in the metadata folder, so that no older state can be passed off as new.
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -124,7 +125,7 @@ def main() -> None:
 
 
 def _check(task: Task, fetch: Callable[[str], bytes | None]) -> Target | Failure:
-    from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
+    from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
     from tuf.ngclient.config import UpdaterConfig
     from tuf.ngclient.fetcher import FetcherInterface
     from tuf.ngclient.updater import Updater
@@ -147,6 +148,9 @@ def _check(task: Task, fetch: Callable[[str], bytes | None]) -> Target | Failure
             bootstrap=task.root,
         )
         info = updater.get_targetinfo(task.target)
+    except ExpiredMetadataError as error:
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return Failure(f"ExpiredMetadataError: {error}; this device's clock says {now}", trust=True)
     except RepositoryError as error:
         return Failure(f"{type(error).__name__}: {error}", trust=True)
     except BrokenPipeError:

@@ -61,7 +61,7 @@ def test_a_flipped_byte_in_the_metadata_is_refused(repository: Repository, tmp_p
 def test_expired_metadata_is_refused_and_a_fresh_timestamp_mends_it(repository: Repository, tmp_path: Path) -> None:
     repository.timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=5)
     repository.publish()
-    with pytest.raises(TrustError, match="Expired"):
+    with pytest.raises(TrustError, match=r"Expired.*this device's clock says \d{4}-"):
         _lookup(repository, tmp_path)
     repository.timestamp.expires = repository.expires
     repository.timestamp.version += 1
