@@ -9,7 +9,7 @@ from fieldfare.demo.outcome import Evaluation, Outcome
 def show(console: Console, outcome: Outcome) -> None:
     """Print what the demonstration found out."""
     variants = Table(title="Variants of version 1, measured in LiteRT", title_justify="left")
-    for column in ("variant", "accuracy", "KiB", "KiB compressed", "p50 us", "p95 us", "gate"):
+    for column in ("variant", "accuracy", "KiB", "KiB zstd", "p50 us", "p95 us", "gate"):
         variants.add_column(
             column, justify="left" if column in {"variant", "gate"} else "right", no_wrap=column == "variant"
         )

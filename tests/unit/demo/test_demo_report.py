@@ -79,4 +79,5 @@ def test_the_table_fits_a_terminal_of_80_columns_and_names_every_variant(outcome
     console.file.close()
     assert all(name in text for name in outcome.variants)
     assert f"{outcome.drifted['2'].accuracy:.3f}" in text
+    assert "…" not in text  # nothing is cut
     assert max(map(len, text.splitlines())) <= 80
