@@ -99,12 +99,11 @@ class Client(Transport):
     """Every route of the API as a method; close it, or use `with`."""
 
     @classmethod
-    def from_state(cls, state: Path, *, token_name: str = "operator", retry_s: float = RETRY_S) -> Self:  # noqa: S107
-        """Connect to the coordinator of a state folder on this machine.
+    def from_state(cls, state: Path, *, retry_s: float = RETRY_S) -> Self:
+        """Connect to the coordinator of a state folder on this machine, as its operator.
 
         Args:
             state: the coordinator's state folder.
-            token_name: file in `tokens/`, `operator` or `signer` (a file's name, not a secret).
             retry_s: as in the constructor.
 
         Raises:
@@ -112,7 +111,7 @@ class Client(Transport):
             ClientError: no token that can be read.
         """
         settings = config.load(state)
-        path = state / "tokens" / token_name
+        path = state / "tokens" / "operator"
         try:
             token = path.read_text().strip()
         except OSError as error:

@@ -7,7 +7,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, MetaData
+from sqlalchemy import Connection, Engine, MetaData
+from sqlalchemy.exc import OperationalError
 
 from coordinator.errors import SetupError
 from coordinator.storage import metadata
@@ -33,13 +34,20 @@ def upgrade(engine: Engine) -> None:
     """Apply every migration that is missing, in one transaction.
 
     Raises:
-        SetupError: the database was made by a newer version.
+        SetupError: the database does not answer, or was made by a newer version.
     """
+    try:
+        with engine.begin() as connection:
+            _upgrade(connection)
+    except OperationalError as error:
+        raise SetupError(f"the database does not answer: {str(error.orig).strip().splitlines()[0]}") from error
+
+
+def _upgrade(connection: Connection) -> None:
     config = configuration()
-    with engine.begin() as connection:
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        current = MigrationContext.configure(connection).get_current_revision()
-        if current is not None and current not in known:
-            raise SetupError(f"the database is at revision {current}, which this version of Fieldfare does not know")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise SetupError(f"the database is at revision {current}, which this version of Fieldfare does not know")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

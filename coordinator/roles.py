@@ -44,14 +44,10 @@ def broker(state: Path) -> None:
     Raises:
         SetupError: a port that is taken, or a program that is missing.
     """
-    if configuration.load(state).broker == "mosquitto":
-        from coordinator.broker import mosquitto
+    from coordinator import broker as brokers
 
-        mosquitto.run(state)
-    from coordinator.broker import embedded
-
-    end_with_parent()
-    embedded.run(state)
+    end_with_parent()  # Mosquitto takes the process over, and outlives a supervisor that is killed
+    brokers.run(state)
 
 
 def coordinator(state: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+import msgspec
 from sqlalchemy import JSON, Engine, MetaData, create_engine, event
+from sqlalchemy.exc import ArgumentError
 
 from contract import limits, topics
 from contract.errors import TooLargeError
 from contract.messages import BlobRef
-from coordinator.errors import NotFoundError
+from coordinator.errors import NotFoundError, SetupError
 
 metadata = MetaData(
     naming_convention={
@@ -34,17 +36,31 @@ def open_engine(url: str) -> Engine:
 
     Args:
         url: SQLAlchemy URL, for example `sqlite:////var/lib/fieldfare/coordinator.sqlite` or `postgresql+psycopg://…`.
+
+    Raises:
+        SetupError: not a URL, or no driver for it.
     """
-    engine = create_engine(
-        url,
-        pool_pre_ping=True,
-        hide_parameters=True,  # errors go to logs; what devices and operators sent does not
-        json_serializer=lambda value: json.dumps(value, sort_keys=True),
-    )
+    try:
+        engine = create_engine(
+            url,
+            pool_pre_ping=True,
+            hide_parameters=True,  # errors go to logs; what devices and operators sent does not
+            json_serializer=_to_json,
+        )
+    except (ArgumentError, ImportError) as error:  # neither repeats the URL, which may hold a password
+        raise SetupError(f"the configured database cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _to_json(value: object) -> str:
+    """JSON as every database takes it: what is not finite becomes null, since PostgreSQL knows no NaN."""
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except ValueError:
+        return msgspec.json.encode(value, order="sorted").decode()
 
 
 def _sqlite_connect(connection: Any, _record: object) -> None:

@@ -109,8 +109,9 @@ def run(state: Path, signer_state: Path) -> None:
         roles = [_Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log") for name in ROLES]
         try:
             while not stopping:
-                if any([role.look() for role in roles]):  # noqa: C419 - every role is looked at
-                    _note(state, roles)
+                for role in roles:
+                    if role.look():
+                        _note(state, roles)
                 time.sleep(0.1)
         finally:
             for name in ("coordinator", "signer", "broker"):  # who speaks to others goes first

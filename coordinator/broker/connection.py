@@ -90,9 +90,9 @@ class Connection:
         try:
             if await self._open():
                 await self._exchange()
-        except (packets.PacketError, TimeoutError) as error:
-            logger.warning("connection of %s closed: %s", self._who(), error or "no sign of life")
-        except (asyncio.IncompleteReadError, OSError):
+        except packets.PacketError as error:
+            logger.warning("connection of %s closed: %s", self._who(), error)
+        except (asyncio.IncompleteReadError, OSError):  # also TimeoutError: no sign of life
             logger.debug("connection of %s lost", self._who())
         finally:
             await self._close()

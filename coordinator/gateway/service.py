@@ -157,7 +157,7 @@ class Gateway:
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         self._connected.clear()
-        logger.warning("the connection to the broker ended: %s", code)
+        logger.log(logging.WARNING if code.is_failure else logging.INFO, "the connection to the broker ended: %s", code)
 
     def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:

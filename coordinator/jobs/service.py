@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, select
 
 from contract import codec
 from coordinator import records
@@ -76,12 +76,6 @@ class Jobs:
         with self._engine.begin() as connection:
             rows = connection.execute(select(jobs).order_by(jobs.c.created_at.desc())).mappings().all()
         return [_record(row) for row in rows]
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are in each state."""
-        with self._engine.begin() as connection:
-            rows = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
-            return {row.state: row.jobs for row in rows}
 
     def log(self, id: str) -> str:  # noqa: A002 its name
         """The end of what a job printed, at most `LOG_BYTES`; empty before it began.

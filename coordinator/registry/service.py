@@ -15,9 +15,10 @@ from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.registry import bundling
 from coordinator.registry.tables import bundles, model_versions, models, snapshots, variants
 from coordinator.signing.tables import signing_requests
-from coordinator.sql import insert_once, to_record
+from coordinator.sql import insert_once, take_turns, to_record
 from coordinator.storage import Storage
 
+_TURN = "variants and bundles"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 
 
@@ -197,6 +198,7 @@ class Registry:
         check_name(name, "variant")
         self._check_blob(tflite_sha256, "the variant's artifact")
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
             whole = self._version(connection, model, version)
             old = {variant.name: variant for variant in whole.variants}.get(name)
             if old is not None and any(made.variant == name for made in whole.bundles):
@@ -227,11 +229,8 @@ class Registry:
             InvalidError, ConflictError: see `bundling.check`; or a part that is not stored.
             BundleError: parts that do not agree.
         """
-        whole = self.version(model, version)
-        chosen = next((found for found in whole.variants if found.name == variant), None)
-        if chosen is None:
-            raise NotFoundError(f"{model}:{version} has no variant {variant!r}")
-        bundling.check(recipe, whole, chosen)
+        with self._engine.begin() as connection:
+            whole, chosen = self._chosen(connection, model, version, variant, recipe)
         for role, digest in recipe.parts.items():
             self._check_blob(digest, f"the {role} part")
         data, manifest = bundling.build(recipe, whole, chosen, self._blobs.get)
@@ -248,6 +247,8 @@ class Registry:
             "created_at": now,
         }
         with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
+            self._chosen(connection, model, version, variant, recipe)  # it may have changed while this was built
             if insert_once(connection, bundles, row):
                 custom = {
                     "model": model,
@@ -259,6 +260,16 @@ class Registry:
                     connection, sha256=blob.sha256, target=target, size=blob.size, custom=custom, now=now
                 )
             return self.bundle(connection, blob.sha256)
+
+    def _chosen(
+        self, connection: Connection, model: str, version: int, variant: str, recipe: bundling.Recipe
+    ) -> tuple[records.Version, records.Variant]:
+        whole = self._version(connection, model, version)
+        chosen = next((found for found in whole.variants if found.name == variant), None)
+        if chosen is None:
+            raise NotFoundError(f"{model}:{version} has no variant {variant!r}")
+        bundling.check(recipe, whole, chosen)
+        return whole, chosen
 
     def bundle(self, connection: Connection, sha256: str) -> records.Bundle:
         """One bundle.

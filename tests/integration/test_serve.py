@@ -184,3 +184,25 @@ def test_what_a_signer_elsewhere_lacks_is_said(tmp_path: Path, options: list[str
     assert process.returncode != 0
     assert sentence in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("database", "sentence"),
+    [
+        ("postgresql+psycopg://fieldfare:hush@127.0.0.1:1/none", "the database does not answer"),
+        ("oracle+unheard://x", "database"),
+        ("hush", "database"),
+    ],
+)
+def test_a_database_that_is_not_there_is_said_without_its_password(
+    tmp_path: Path, database: str, sentence: str
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / config.FILE).write_text(f'database = "{database}"\n')
+    process = serve(state, "--init-only")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert sentence in said
+    assert "Traceback" not in said
+    assert "hush" not in said

@@ -11,6 +11,7 @@ from contract.training import TensorSpec, TrainingSpec
 from contract.transform import Mean, TransformSpec
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.records import Gate, Variant, Version
+from coordinator.registry import bundling
 from coordinator.registry.bundling import Recipe
 from coordinator.registry.service import Registry
 from coordinator.storage import Blobs, Storage, metadata, open_engine
@@ -22,8 +23,8 @@ PASSED = Gate(passed=True)
 class Site:
     """A registry over a new database, with a clock that counts and the requests that it sent to the signer."""
 
-    def __init__(self, folder: Path) -> None:
-        engine = open_engine(f"sqlite:///{folder / 'registry.sqlite'}")
+    def __init__(self, folder: Path, database: str) -> None:
+        engine = open_engine(database)
         metadata.create_all(engine)
         self.storage = Storage(engine, Blobs(f"file://{folder / 'blobs'}"))
         self.asked: list[dict[str, Any]] = []
@@ -71,8 +72,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
+def site(tmp_path: Path, database: str) -> Iterator[Site]:
+    made = Site(tmp_path, database)
     yield made
     made.storage.engine.dispose()
 
@@ -102,6 +103,7 @@ def test_a_version_tells_what_it_was_made_from(site: Site) -> None:
     assert base.snapshot_sha256 == snapshot.sha256
     assert base.details == {"transform": "x"}
     assert (made.parents, made.run, made.version) == ([1], "r1", 2)
+    assert made.metrics == {"accuracy": None}
 
 
 def test_the_same_manifest_is_the_same_snapshot(site: Site) -> None:
@@ -220,3 +222,21 @@ def test_a_variant_may_be_measured_again_until_a_bundle_holds_it(site: Site) -> 
     assert site.variant(b"tflite") == second
     with pytest.raises(ConflictError):
         site.variant(b"third try")
+
+
+def test_a_variant_that_changes_while_its_bundle_is_built_is_not_what_the_bundle_holds(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.version()
+    site.variant()
+    recipe = site.recipe()
+    build = bundling.build
+
+    def slow(*parts: Any) -> Any:
+        site.variant(b"another")
+        return build(*parts)
+
+    monkeypatch.setattr(bundling, "build", slow)
+    with pytest.raises(InvalidError, match="must be its artifact"):
+        site.registry.create_bundle("m", 1, "int8", recipe)
+    assert (site.registry.bundles(), site.asked) == ([], [])
