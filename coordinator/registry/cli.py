@@ -1,5 +1,6 @@
 """`fieldfare models`: what is registered."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -43,6 +44,15 @@ def show(model: str, version: int, state: State = STATE, as_json: AsJson = False
     _show(found)
 
 
+def _scalars(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Numbers and words in nested metrics, by dotted name; lists are left to --json."""
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", round(value, 4) if isinstance(value, float) else value
+
+
 def _show(version: "Version") -> None:
     facts: dict[str, Any] = {
         "model": f"{version.model}:{version.version}",
@@ -52,12 +62,16 @@ def _show(version: "Version") -> None:
         "snapshot": version.snapshot_sha256 or "-",
         "run": version.run or "-",
         "weights": version.weights_sha256,
-        **{f"metric {name}": value for name, value in version.metrics.items() if not isinstance(value, dict | list)},
+        **{f"metric {name}": value for name, value in _scalars(version.metrics)},
     }
     print_table(["", ""], facts.items())
     typer.echo("")
-    rows = [(v.name, "passed" if v.gate.passed else "; ".join(v.gate.reasons)) for v in version.variants]
-    print_table(["VARIANT", "GATE"], rows)
+    rows: list[tuple[str, str, str]] = []
+    for variant in version.variants:
+        gate = "passed" if variant.gate.passed else "; ".join(variant.gate.reasons)
+        report = ", ".join(f"{name} {value}" for name, value in _scalars(variant.report))
+        rows.append((variant.name, gate, report))
+    print_table(["VARIANT", "GATE", "MEASURED"], rows)
     typer.echo("")
     bundles = [(b.variant, b.sha256[:12], b.size, moment(b.signed_at)) for b in version.bundles]
     print_table(["BUNDLE OF", "SHA-256", "BYTES", "SIGNED"], bundles)

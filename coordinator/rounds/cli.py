@@ -24,7 +24,7 @@ def launch(
     cohort: Annotated[str, typer.Option(help="Devices, as in `fieldfare devices list`.")] = "all",
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = 5,
     epochs: Annotated[int, typer.Option(help="Passes over the local data in a round.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.005,
     momentum: Annotated[float, typer.Option(help="Momentum of the local SGD.")] = 0.9,
     proximal_mu: Annotated[float, typer.Option(help="Above zero: FedProx with this strength.")] = 0.0,
     fraction: Annotated[float, typer.Option(help="Share of the cohort that trains in a round.")] = 1.0,

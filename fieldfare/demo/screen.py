@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 STATIONS = 9
+LINE_S = 2.0  # between two lines of progress where there is no terminal
 
 
 class Screen:
@@ -43,23 +44,26 @@ class Screen:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        off = not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=off) as progress:
             yield Bar(self, progress, what)
 
 
 class Bar:
-    """One progress bar; where there is no terminal, a line for each new note."""
+    """One progress bar; where there is no terminal, a line for a new note, but not for every one of a flood."""
 
     def __init__(self, screen: Screen, progress: Progress, what: str) -> None:
         self._screen = screen
         self._progress = progress
         self._what = what
         self._note = ""
+        self._said_at = 0.0
         self._task = progress.add_task(what, total=1.0, note="")
 
     def show(self, fraction: float, note: str) -> None:
         """Show progress in [0, 1] and what is being done."""
         self._progress.update(self._task, completed=fraction, note=note)
-        if note and note != self._note and not self._screen.console.is_terminal:
+        now = time.monotonic()
+        if note and note != self._note and not self._screen.console.is_terminal and now - self._said_at >= LINE_S:
             self._screen.fact(f"[dim]{self._what}: {note}[/]")
-        self._note = note
+            self._note, self._said_at = note, now
