@@ -74,7 +74,7 @@ def compose(state: Path) -> Services:
     jobs = Jobs(storage, state / "jobs")
     rounds = Rounds(storage, jobs=jobs, cohort=fleet.members, smallest_cohort=settings.smallest_cohort)
     rollouts = Rollouts(storage, fleet, signing)
-    answer = RunOnCohort(rounds, settings.policy)
+    answer = RunOnCohort(rounds, settings.policy, window_samples=settings.drift.window_samples)
     monitoring = Monitoring(storage, settings, answer=answer, cohort=fleet.members)
     handlers: dict[type, Handler] = {
         SignedReceipt: rollouts.on_receipt,

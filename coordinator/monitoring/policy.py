@@ -12,9 +12,11 @@ from coordinator.rounds.settings import RunConfig
 class RunOnCohort:
     """`service.Answer` by `Rounds.launch`."""
 
-    def __init__(self, rounds: Rounds, policy: Policy) -> None:
+    def __init__(self, rounds: Rounds, policy: Policy, *, window_samples: int) -> None:
+        """Launch by `policy`; the new version is evaluated on as many samples as a recent window holds."""
         self._rounds = rounds
         self._policy = policy
+        self._window_samples = window_samples
 
     def __call__(self, connection: Connection, alert: Alert, now: float) -> str:
         """Launch the run on those devices that still have the alert's bundle, and return its id.
@@ -29,6 +31,7 @@ class RunOnCohort:
             momentum=policy.momentum,
             proximal_mu=policy.proximal_mu,
             round_timeout_s=policy.round_timeout_s,
+            evaluate_samples=self._window_samples,
         )
         run = self._rounds.launch(
             connection,

@@ -115,7 +115,9 @@ def run_rounds(
 def _train(strategy: Strategy, grid: GridBase, plan: Plan, number: int, weights: Arrays) -> tuple[Arrays, RoundResult]:
     grid.begin_round()
     flower.seed_sampling(plan.config.seed, number)
-    messages = list(strategy.configure_train(number, flower.record(weights), _config(plan.config), grid))
+    messages = list(
+        strategy.configure_train(number, flower.record(weights), _config(plan.config, plan.config.max_samples), grid)
+    )
     replies = grid.send_and_receive(messages, timeout=plan.config.round_timeout_s)
     good = _require(grid, plan, number, messages, replies)
     record, metrics = strategy.aggregate_train(number, replies)
@@ -129,7 +131,11 @@ def _train(strategy: Strategy, grid: GridBase, plan: Plan, number: int, weights:
 def _evaluate(strategy: Strategy, grid: GridBase, plan: Plan, number: int, weights: Arrays) -> RoundResult:
     grid.begin_round()
     flower.seed_sampling(plan.config.seed, number)
-    messages = list(strategy.configure_evaluate(number, flower.record(weights), _config(plan.config), grid))
+    messages = list(
+        strategy.configure_evaluate(
+            number, flower.record(weights), _config(plan.config, plan.config.evaluate_samples), grid
+        )
+    )
     replies = grid.send_and_receive(messages, timeout=plan.config.round_timeout_s)
     good = _require(grid, plan, number, messages, replies)
     metrics = flower.metrics(strategy.aggregate_evaluate(number, replies))
@@ -146,13 +152,13 @@ def _require(grid: GridBase, plan: Plan, number: int, messages: list[Message], r
     return good
 
 
-def _config(config: RunConfig) -> ConfigRecord:
+def _config(config: RunConfig, max_samples: int) -> ConfigRecord:
     return ConfigRecord(
         {
             "epochs": config.epochs,
             "learning-rate": config.learning_rate,
             "momentum": config.momentum,
             "proximal-mu": config.proximal_mu,
-            "max-samples": config.max_samples,
+            "max-samples": max_samples,
         }
     )

@@ -18,7 +18,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         min_replies: fewest good replies of a round; 0 means two thirds of those asked. Never fewer than the
             coordinator's smallest cohort.
         round_timeout_s: seconds that a round waits for its replies.
-        max_samples: most labelled samples that a device uses.
+        max_samples: most labelled samples that a device trains on.
+        evaluate_samples: newest labelled samples of a device that are evaluated: what the new version's reference
+            profile calls normal is what its cohort sees now, not what it saw before it drifted.
         seed: of the sampling of devices and of their shuffles.
     """
 
@@ -31,6 +33,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     min_replies: int = 0
     round_timeout_s: float = 120.0
     max_samples: int = 100_000
+    evaluate_samples: int = 500
     seed: int = 0
 
 
@@ -50,6 +53,7 @@ def check(config: RunConfig) -> RunConfig:
         ("min_replies", config.min_replies, config.min_replies >= 0),
         ("round_timeout_s", config.round_timeout_s, 0 < config.round_timeout_s <= 86_400),
         ("max_samples", config.max_samples, 1 <= config.max_samples <= 100_000_000),
+        ("evaluate_samples", config.evaluate_samples, 1 <= config.evaluate_samples <= 100_000_000),
         ("seed", config.seed, 0 <= config.seed < 2**31),
     ]
     for name, value, good in ranges:

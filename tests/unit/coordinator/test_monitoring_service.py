@@ -38,7 +38,7 @@ def bundle(storage: Storage) -> str:
 def monitoring(storage: Storage, *, smallest: int = 2, policy: Policy | None = None) -> Monitoring:
     policy = policy or Policy()
     config = Config(api_port=1, broker_port=2, smallest_cohort=smallest, drift=DRIFT, policy=policy)
-    answer = RunOnCohort(rounds(storage, smallest=smallest), policy)
+    answer = RunOnCohort(rounds(storage, smallest=smallest), policy, window_samples=60)
     return Monitoring(storage, config, answer=answer, cohort=lambda _connection, text: text.split(","))
 
 

@@ -169,13 +169,21 @@ def test_instructions_carry_the_settings_of_the_run():
             return super().reply(device, instruction)
 
     config = RunConfig(
-        rounds=1, epochs=3, learning_rate=0.2, momentum=0.5, proximal_mu=0.1, max_samples=77, round_timeout_s=5
+        rounds=1,
+        epochs=3,
+        learning_rate=0.2,
+        momentum=0.5,
+        proximal_mu=0.1,
+        max_samples=77,
+        evaluate_samples=33,
+        round_timeout_s=5,
     )
     go(mailbox, Watching(mailbox), Journal(), config=config)
     train = next(each for each in seen if each.kind == "train")
     assert (train.epochs, train.learning_rate, train.momentum) == (3, 0.2, 0.5)
     assert (train.proximal_mu, train.max_samples, train.bundle_sha256) == (0.1, 77, "b" * 64)
     assert len({each.seed for each in seen if each.kind == "train"}) == 3
+    assert {each.max_samples for each in seen if each.kind == "evaluate"} == {33}
 
 
 @given(st.floats(0.01, 1), st.integers(0, 30), st.integers(1, 30), st.integers(1, 10))
