@@ -85,6 +85,15 @@ def test_a_station_that_fails_is_named_with_the_end_of_its_log_and_its_folder_st
     assert left(tmp_path) == ["fieldfare-demo-"]
 
 
+@pytest.fixture
+def keyboard():
+    """Ctrl-C as a terminal has it: a shell starts background jobs with SIGINT ignored, and they inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keyboard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_ends_every_process_and_leaves_no_folder(tell, tmp_path, capsys, number):
     pids = []
