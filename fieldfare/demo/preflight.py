@@ -1,6 +1,8 @@
 """What the demonstration needs of this machine, looked at before anything is started."""
 
 import importlib.util
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +34,17 @@ def packages(names: Iterable[str] = PACKAGES) -> None:
         raise StationFailedError(
             f"not installed: {', '.join(missing)}; install them with: pip install 'fieldfare[all]'"
         )
+
+
+def broker(kind: str) -> None:
+    """See that the program of a broker is installed; the embedded one is a package.
+
+    Raises:
+        StationFailedError: it is not.
+    """
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"  # Debian installs it for root alone
+    if kind == "mosquitto" and shutil.which("mosquitto", path=path) is None:
+        raise StationFailedError("mosquitto is not installed; install it (make services) or use: --broker embedded")
 
 
 def writable(*files: Path | None) -> None:

@@ -31,6 +31,7 @@ def tell(*, devices: int, broker: str, keep: bool, json_file: Path | None, repor
     screen = Screen()
     try:
         preflight.packages()
+        preflight.broker(broker)
         preflight.writable(report, json_file)
     except StationFailedError as error:
         _explain(screen, error)

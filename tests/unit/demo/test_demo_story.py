@@ -24,10 +24,16 @@ def tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     temporary.mkdir()
     monkeypatch.setattr(story.tempfile, "mkdtemp", lambda prefix: str(made(temporary / prefix)))
 
-    def go(stations: Callable[[Stations], None], *, keep: bool = False, json_file: Path | None = None) -> int:
+    def go(
+        stations: Callable[[Stations], None],
+        *,
+        broker: str = "embedded",
+        keep: bool = False,
+        json_file: Path | None = None,
+    ) -> int:
         monkeypatch.setattr(story, "_stations", stations)
         report = tmp_path / "report.html"
-        return story.tell(devices=5, broker="embedded", keep=keep, json_file=json_file, report=report, seed=0)
+        return story.tell(devices=5, broker=broker, keep=keep, json_file=json_file, report=report, seed=0)
 
     return go
 
@@ -126,6 +132,15 @@ def test_a_missing_package_is_said_before_anything_starts(tell, tmp_path, capsys
     monkeypatch.setattr(story.preflight.importlib.util, "find_spec", lambda name: name != "tf_keras" or None)
     assert tell(recorded) == 1
     assert "not installed: tf_keras; install them with: pip install 'fieldfare[all]'" in capsys.readouterr().out
+    assert left(tmp_path) == []
+
+
+def test_a_missing_broker_is_said_before_anything_starts(tell, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(story.preflight.shutil, "which", lambda name, path: None)
+    assert tell(recorded, broker="mosquitto") == 1
+    said = capsys.readouterr().out
+    assert "mosquitto is not installed" in said
+    assert "--broker embedded" in said
     assert left(tmp_path) == []
 
 
