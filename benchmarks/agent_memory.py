@@ -106,11 +106,12 @@ def ours(folder: Path, *, files: int) -> dict[str, float]:
 @contextmanager
 def _started(command: list[str], folder: Path, log: Path) -> Iterator[psutil.Process]:
     """A program and all that it starts, ended together."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"  # it starts its own kind
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **OFFLINE, "FLWR_HOME": str(folder)},
+            env={**os.environ, **OFFLINE, "FLWR_HOME": str(folder), "PATH": path},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

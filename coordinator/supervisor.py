@@ -103,9 +103,9 @@ def run(state: Path, signer_state: Path) -> None:
         stopping = True
 
     with _only_one(state):
-        _end_leftovers(state)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        _end_leftovers(state)  # to the end, even when asked to stop: nobody else would end them
         roles = [_Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log") for name in ROLES]
         try:
             while not stopping:

@@ -31,8 +31,10 @@ class Serving:
         self.start()
 
     def start(self) -> None:
+        noted = self.state / "processes.json"
+        before = noted.read_bytes() if noted.exists() else b""  # of a supervisor that was killed
         self.process = serve(self.state, *self._options)
-        until(lambda: (self.state / "processes.json").exists() or None)
+        until(lambda: (noted.exists() and noted.read_bytes() != before) or None)
         self.client = Client.from_state(self.state)
         self.status()
 
@@ -102,12 +104,16 @@ def test_whatever_is_killed_comes_back_and_a_stop_leaves_nothing(serving: Servin
 
 def test_a_supervisor_that_was_killed_leaves_a_folder_that_starts_again(serving: Serving) -> None:
     serving.client.add_device("meter-1")
+    before = [serving.pid(role) for role in ("coordinator", "broker", "signer")]
     old = serving.process
     old.kill()
     old.communicate()
     serving.client.close()
     serving.start()
     assert [device.name for device in serving.client.devices()] == ["meter-1"]
+    roles = [serving.pid(role) for role in ("coordinator", "broker", "signer")]
+    serving.close()
+    assert [processes.started(pid) for pid in [*before, *roles]] == [None] * 6
 
 
 def test_a_second_coordinator_on_the_same_folder_is_refused_with_a_sentence(serving: Serving) -> None:
