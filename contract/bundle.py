@@ -141,6 +141,7 @@ def unpack(data: bytes, *, limit: int = limits.ARTIFACT_BYTES) -> Bundle:
             if total > limit:
                 raise TooLargeError("an unpacked bundle", size=total, limit=limit)
             content = {info.filename: _read(archive, info) for info in infos}
+    # zipfile says NotImplementedError of versions and methods it cannot read, RuntimeError of encrypted entries
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
         raise BundleError(f"not a bundle: {error}") from error
     manifest = _manifest(content.pop(MANIFEST, b""))

@@ -1,1 +1,1 @@
-"""What a task is, a model's weights as arrays, metrics, calibration and splits: no file of data, no server."""
+"""What a task is, a model's weights as arrays, metrics and calibration: no file of data, no server."""

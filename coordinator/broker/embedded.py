@@ -14,7 +14,6 @@ coordinator publishes desired states again, and reports wait in the agents' outb
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 import ssl
@@ -217,8 +216,7 @@ def run(state: Path) -> int:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, stop.set)
         await serve(state, configuration.load(state), stop)
 
     asyncio.run(main())

@@ -11,9 +11,9 @@ from sqlalchemy import insert
 from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
 from coordinator.rounds import delivery, intake, runs
 from coordinator.rounds.mailbox import Mailbox, SqlMailbox
-from coordinator.rounds.memory_mailbox import MemoryMailbox
 from coordinator.rounds.tables import runs as runs_table
 from coordinator.storage import Blobs, Storage, metadata, open_engine
+from tests.fakes.memory_mailbox import MemoryMailbox
 
 NOW = 1_000.0
 

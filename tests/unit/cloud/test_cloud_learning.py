@@ -1,16 +1,16 @@
-"""Metrics, calibration, splits, transforms and snapshots: their laws."""
+"""Metrics, calibration, transforms and snapshots: their laws."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cloud import features
 from cloud.errors import DataError, TaskError
-from cloud.learning import calibration, metrics, snapshot, splits
+from cloud.learning import calibration, metrics, snapshot
 from cloud.learning.task import ImputeStep, ScaleStep, Task, TransformPlan, load_task
 from contract.transform import Column, Mean, Transform
 
@@ -54,28 +54,6 @@ def test_the_temperature_that_logits_were_spoiled_with_is_found(spoiled: float) 
 def test_calibration_without_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="got none"):
         calibration.temperature(np.zeros((0, 3)), np.zeros(0, int))
-
-
-@given(st.lists(st.integers(0, 12), min_size=20, max_size=200), st.integers(0, 999))
-def test_a_group_is_on_one_side_alone_and_no_part_is_empty(groups: list[int], seed: int) -> None:
-    group = np.array(groups)
-    assume(len(np.unique(group)) >= 3)
-    part = splits.by_group(group, (0.6, 0.2, 0.2), seed=seed)
-    assert all(len(set(part[group == name])) == 1 for name in np.unique(group))
-    assert set(part) == {"train", "validation", "test"}
-
-
-def test_shares_of_many_groups_are_met() -> None:
-    part = splits.by_group(np.repeat(np.arange(100), 5), (0.6, 0.2, 0.2), seed=0)
-    assert [(part == name).mean() for name in ("train", "validation", "test")] == pytest.approx(
-        [0.6, 0.2, 0.2], abs=0.02
-    )
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.5, 0.6, -0.1), (0.2, 0.2, 0.2)])
-def test_shares_that_are_none_are_refused(shares: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="three numbers"):
-        splits.by_group(np.arange(9), shares, seed=0)
 
 
 def tabular(*steps: ImputeStep | ScaleStep) -> Task:

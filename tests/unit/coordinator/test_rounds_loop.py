@@ -10,10 +10,10 @@ from contract.messages import Instruction, RoundReply
 from coordinator.rounds import settings
 from coordinator.rounds.errors import QuorumError
 from coordinator.rounds.loop import Plan, make_strategy, run_rounds
-from coordinator.rounds.memory_mailbox import MemoryMailbox
 from coordinator.rounds.mqtt_grid import MqttGrid
 from coordinator.rounds.runs import RoundResult
 from coordinator.rounds.settings import RunConfig
+from tests.fakes.memory_mailbox import MemoryMailbox
 
 BASE = {"w": np.zeros(3, np.float32)}
 DEVICES = ["a", "b", "c"]
