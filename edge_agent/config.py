@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,13 +16,147 @@ from edge_agent.files import write_atomically
 FILE = "agent.toml"
 
 
+class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How bundles come to this device.
+
+    Attributes:
+        transport: `mqtt` pulls blocks over the broker, `https` ranges from the coordinator's API.
+        bandwidth_bytes_per_s: of artifacts, on average over a few seconds; 0 is no cap.
+        window_blocks: blocks asked for at a time.
+        delta: ask for a patch from the bundle that serves, where it is smaller.
+        maintenance: windows of local time such as `02:00-05:00` in which a new bundle may be fetched and activated;
+            empty is any time.
+        metered: what to do on a network that costs by the byte: `allow`, `delta` (patches only) or `never`.
+        metered_file: file that says whether the network is metered now (`1`, `yes` or `true`), written by the owner's
+            network scripts; empty means it is not.
+        random_delay_s: each new bundle waits a random time up to this many seconds, lest a fleet move at once.
+        disk_bytes: that slots, staging and samples may take together.
+    """
+
+    transport: Literal["mqtt", "https"] = "mqtt"
+    bandwidth_bytes_per_s: int = 0
+    window_blocks: int = 8
+    delta: bool = True
+    maintenance: list[str] = []
+    metered: Literal["allow", "delta", "never"] = "allow"
+    metered_file: str = ""
+    random_delay_s: float = 0.0
+    disk_bytes: int = 512 * 1024 * 1024
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a newly activated bundle is rolled back by itself.
+
+    Attributes:
+        probation_s, probation_inferences: a new bundle is on probation until both have passed; then it is good.
+        max_crashes: starts of the agent that may fail while it is on probation.
+        max_latency_ms: p95 of an inference; 0 is no limit.
+        max_error_share: inferences that fail in the model, from 0 to 1.
+        max_nan_share: inferences whose output is not finite, from 0 to 1.
+        min_confidence: mean top-class probability; 0 is no floor.
+        max_rollbacks: of one bundle; after that it is refused for ever on this device.
+    """
+
+    probation_s: float = 300.0
+    probation_inferences: int = 100
+    max_crashes: int = 2
+    max_latency_ms: float = 0.0
+    max_error_share: float = 0.1
+    max_nan_share: float = 0.01
+    min_confidence: float = 0.0
+    max_rollbacks: int = 2
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How models run.
+
+    Attributes:
+        xnnpack: use XNNPACK's kernels.
+        delegate: shared library of a LiteRT delegate; empty is none.
+        delegate_options: its options.
+        memory_bytes: that loaded models may take together; the least important are unloaded; 0 is no limit.
+        priority: by model; a larger one stays in memory longer. Models that are not named have 0.
+        lazy: models that are loaded when somebody asks for them.
+    """
+
+    xnnpack: bool = True
+    delegate: str = ""
+    delegate_options: dict[str, str] = {}
+    memory_bytes: int = 0
+    priority: dict[str, int] = {}
+    lazy: list[str] = []
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The local inference API (Open Inference Protocol v2).
+
+    Attributes:
+        socket: Unix socket, relative to the agent's folder; empty is none.
+        http_port: on 127.0.0.1; 0 is none.
+        rate_per_s, burst: requests of one app; 0 is no limit.
+        max_body_bytes: of a request.
+        fallback_url: cloud serving for models that cannot serve here; empty is none: 503.
+        fallback_token_file: file with its bearer token.
+    """
+
+    socket: str = "api.sock"
+    http_port: int = 0
+    rate_per_s: float = 0.0
+    burst: int = 100
+    max_body_bytes: int = 4 * 1024 * 1024
+    fallback_url: str = ""
+    fallback_token_file: str = ""
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Labelled samples that apps hand in, kept encrypted for training on this device.
+
+    Attributes:
+        quota_bytes: the oldest go when there are more; 0 keeps none.
+        keep_days: after which a sample goes.
+    """
+
+    quota_bytes: int = 32 * 1024 * 1024
+    keep_days: float = 30.0
+
+
+class Outbox(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reports that wait for the coordinator; beyond the bounds the least important and oldest go.
+
+    Attributes:
+        max_bytes: of all that wait.
+        keep_days: after which a report goes.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    keep_days: float = 30.0
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where samples come from, beside the folder `source`.
+
+    Attributes:
+        kind: a plug-in by name (`edge-agent sources` lists them).
+        model: whose input they are; empty is the only model.
+        options: of the plug-in.
+    """
+
+    kind: str
+    model: str = ""
+    options: dict[str, str | int | float | bool] = {}
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of `agent.toml`.
 
     Attributes:
         device: name of this device, as in its certificate.
         broker_host, broker_port: MQTT over TLS.
+        mqtt: `auto` speaks MQTT 5 where the broker offers it and 3.1.1 elsewhere.
+        keepalive_s: of the MQTT connection.
+        url: of the coordinator's HTTPS API, for renewal and the `https` transport; empty where it cannot be reached.
         hardware_class: bundles may be made for some classes only.
+        log_level: `debug`, `info`, `warning` or `error`.
         source: folder of sample files, relative to the agent's folder.
         window_samples: a profile window closes when it has so many.
         window_idle_s: or when the source was quiet so long.
@@ -34,7 +170,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     device: str
     broker_host: str
     broker_port: int
+    mqtt: Literal["auto", "3.1.1", "5"] = "auto"
+    keepalive_s: int = 30
+    url: str = ""
     hardware_class: str = "generic"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
     source: str = "source"
     window_samples: int = 200
     window_idle_s: float = 2.0
@@ -43,6 +183,46 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_samples: int = 2000
     poll_s: float = 0.2
     retry_s: float = 10.0
+    updates: Updates = Updates()
+    health: Health = Health()
+    runtime: Runtime = Runtime()
+    api: Api = Api()
+    samples: Samples = Samples()
+    outbox: Outbox = Outbox()
+    sources: list[Source] = []
+
+
+_POSITIVE = [
+    "window_samples",
+    "window_idle_s",
+    "hello_s",
+    "threads",
+    "max_samples",
+    "poll_s",
+    "retry_s",
+    "keepalive_s",
+    "updates.window_blocks",
+    "updates.disk_bytes",
+    "health.max_rollbacks",
+    "api.burst",
+    "api.max_body_bytes",
+    "samples.keep_days",
+    "outbox.max_bytes",
+    "outbox.keep_days",
+]
+_NOT_NEGATIVE = [
+    "updates.bandwidth_bytes_per_s",
+    "updates.random_delay_s",
+    "health.probation_s",
+    "health.probation_inferences",
+    "health.max_crashes",
+    "health.max_latency_ms",
+    "runtime.memory_bytes",
+    "api.http_port",
+    "api.rate_per_s",
+    "samples.quota_bytes",
+]
+_SHARES = ("health.max_error_share", "health.max_nan_share", "health.min_confidence")
 
 
 class Folder:
@@ -81,20 +261,58 @@ def load(folder: Folder) -> Config:
         ) from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder.config}: {error}") from error
-    for key in ("window_samples", "window_idle_s", "hello_s", "threads", "max_samples", "poll_s", "retry_s"):
-        if not 0 < getattr(config, key) < math.inf:
-            raise ConfigError(f"{folder.config}: {key} must be greater than 0 and finite, is {getattr(config, key)}")
-    if not 0 < config.broker_port < 65536:
-        raise ConfigError(f"{folder.config}: broker_port must be from 1 to 65535, is {config.broker_port}")
-    try:
-        topics.check_device(config.device)
-    except TopicError as error:
-        raise ConfigError(f"{folder.config}: {error}") from error
+    for complaint in _complaints(config):
+        raise ConfigError(f"{folder.config}: {complaint}")
     return config
 
 
+def _complaints(config: Config) -> Iterator[str]:
+    for key in _POSITIVE:
+        if not 0 < _value(config, key) < math.inf:
+            yield f"{key} must be greater than 0 and finite, is {_value(config, key)}"
+    for key in _NOT_NEGATIVE:
+        if not 0 <= _value(config, key) < math.inf:
+            yield f"{key} must not be negative, is {_value(config, key)}"
+    for key in _SHARES:
+        if not 0 <= _value(config, key) <= 1:
+            yield f"{key} must be from 0 to 1, is {_value(config, key)}"
+    if not 0 < config.broker_port < 65536:
+        yield f"broker_port must be from 1 to 65535, is {config.broker_port}"
+    if config.api.http_port > 65535:
+        yield f"api.http_port must be from 0 to 65535, is {config.api.http_port}"
+    try:
+        topics.check_device(config.device)
+    except TopicError as error:
+        yield str(error)
+
+
+def _value(config: Config, key: str) -> float:
+    section, _, name = key.rpartition(".")
+    return float(getattr(getattr(config, section) if section else config, name))
+
+
 def save(folder: Folder, config: Config) -> None:
-    """Write `agent.toml`, whole or not at all; JSON's strings and numbers are TOML's too."""
-    settings = msgspec.structs.asdict(config).items()
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings]
-    write_atomically(folder.config, "".join(lines).encode())
+    """Write `agent.toml`, whole or not at all: every key of the top, and sections that differ from the defaults."""
+    lines, sections = [], []
+    for field in msgspec.structs.fields(Config):
+        value = getattr(config, field.name)
+        if isinstance(value, msgspec.Struct):
+            if value != field.default:
+                sections += [f"\n[{field.name}]\n", *_lines(value)]
+        elif field.name == "sources":
+            for source in value:
+                sections += ["\n[[sources]]\n", *_lines(source)]
+        else:
+            lines.append(f"{field.name} = {_toml(value)}\n")
+    write_atomically(folder.config, "".join([*lines, *sections]).encode())
+
+
+def _lines(section: msgspec.Struct) -> list[str]:
+    return [f"{key} = {_toml(value)}\n" for key, value in msgspec.structs.asdict(section).items()]
+
+
+def _toml(value: object) -> str:
+    """JSON's strings, numbers and lists are TOML's too; its objects are not."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
