@@ -13,3 +13,5 @@ PROFILE_FEATURES = 512
 PROFILE_BINS = 256
 PROFILE_COUNTERS = 31_000  # of one profile in all; each takes up to 5 bytes, and a profile travels in one message
 BLOCKS_PER_REQUEST = 64
+TOKEN_BYTES = 1024  # a device's token in an Authorization header
+TOKEN_LIFE_S = 3600.0  # a token that claims to last longer is refused

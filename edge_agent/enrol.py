@@ -79,6 +79,7 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
         device=device,
         broker_host=answer.broker_host,
         broker_port=answer.broker_port,
+        url=url,
         hardware_class=hardware_class,
     )
     folder.source(config).mkdir(exist_ok=True)

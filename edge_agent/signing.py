@@ -1,13 +1,18 @@
 """Sign a few bytes with the device's key, in a child process that takes the 10 MB of `cryptography` away with it.
 
-`python -m edge_agent.signing KEY` reads the payload from standard input and writes the signature to standard output.
+`python -m edge_agent.signing KEY` reads the payload from standard input and writes the signature to standard output;
+`python -m edge_agent.signing KEY DEVICE AUDIENCE NOT_AFTER` writes a device token.
 """
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from edge_agent.config import Folder, load
 from edge_agent.errors import ConfigError
+
+TOKEN_S = 600.0  # a token's life: long enough for clocks that differ, short enough to be worth nothing in an old log
 
 
 def sign(key: Path, payload: bytes) -> bytes:
@@ -16,7 +21,28 @@ def sign(key: Path, payload: bytes) -> bytes:
     Raises:
         ConfigError: the key is missing or no P-256 key.
     """
-    command = [sys.executable, "-P", "-m", "edge_agent.signing", str(key)]  # -P: no code from the working folder
+    return _child(key, payload=payload)
+
+
+def token(folder: Folder, audience: str, *, lasts_s: float = TOKEN_S) -> str:
+    """A token with which this device signs HTTPS requests for one purpose; it may be used again while it lasts.
+
+    The header is `Authorization: Fieldfare-Device TOKEN`.
+
+    Args:
+        folder: of the agent.
+        audience: the purpose, for example `blobs`; the coordinator takes the token for no other.
+        lasts_s: seconds by this device's clock; at most `contract.limits.TOKEN_LIFE_S`.
+
+    Raises:
+        ConfigError: no agent there, the key is missing or no P-256 key, or there is no such audience.
+    """
+    not_after = time.time() + lasts_s
+    return _child(folder.key, load(folder).device, audience, repr(not_after)).decode()
+
+
+def _child(key: Path, *arguments: str, payload: bytes = b"") -> bytes:
+    command = [sys.executable, "-P", "-m", "edge_agent.signing", str(key), *arguments]  # -P: no code from where we are
     child = subprocess.run(command, input=payload, capture_output=True, check=False)
     if child.returncode or not child.stdout:
         complaint = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
@@ -34,7 +60,12 @@ def main() -> None:
     key = load_pem_private_key(Path(sys.argv[1]).read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("not an elliptic-curve key")
-    sys.stdout.buffer.write(signatures.sign(key, sys.stdin.buffer.read()))
+    match sys.argv[2:]:
+        case [device, audience, not_after]:
+            made = signatures.issue_token(key, device, audience, float(not_after)).encode()
+        case _:
+            made = signatures.sign(key, sys.stdin.buffer.read())
+    sys.stdout.buffer.write(made)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """HTTP of the fleet: the operator's routes, and enrolment, which is open to whoever holds a one-time token."""
 
 import base64
+from collections.abc import Callable
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, HTTPException, Response
 from pydantic import Field
 
+from contract import signatures
 from coordinator.answers import Body, answer
 from coordinator.fleet.service import Fleet
 from coordinator.signing.service import Signing
@@ -25,6 +28,19 @@ class EnrolmentRequest(Body):
     token: str = Field(max_length=256)
     csr: str = Field(max_length=16_384)
     hardware_class: str = ""
+
+
+def signed_by_device(fleet: Fleet, audience: str) -> Callable[..., str]:
+    """A dependency for routes that devices call: the name of the device that signed the request for `audience`."""
+
+    def check(authorization: Annotated[str | None, Header()] = None) -> str:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != signatures.SCHEME.lower() or not token:
+            wanted = {"WWW-Authenticate": signatures.SCHEME}
+            raise HTTPException(401, f"this needs a device's token: Authorization: {signatures.SCHEME} …", wanted)
+        return fleet.device_of(token.strip(), audience)
+
+    return check
 
 
 def router(fleet: Fleet) -> APIRouter:

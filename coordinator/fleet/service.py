@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 
-from contract import topics
+from contract import limits, signatures, topics
+from contract.errors import WireError
 from contract.messages import BundleRef, Desired, Gone, Hello
 from coordinator import pki
 from coordinator.config import Config
@@ -24,6 +25,7 @@ from coordinator.sql import insert_once
 from coordinator.storage import Storage
 
 _CLASS_LENGTH = 63
+_CLOCK_S = 300.0  # how far a device's clock may be off
 _DENIED = "this enrolment token is unknown, used or expired; ask for a new one"
 
 
@@ -103,6 +105,28 @@ class Fleet:
             else:
                 raise DeniedError(_DENIED)
         return Enrolment(row.name, certificate, self._authority.ca_pem, self._config.host, self._config.broker_port)
+
+    def device_of(self, token: str, audience: str) -> str:
+        """Who signed a request: the device of a token that its own key signed, for this audience, and now.
+
+        Raises:
+            DeniedError: anything else; the message says what, and nothing of the token.
+        """
+        try:
+            claim, payload, signature = signatures.read_token(token)
+            with self._engine.begin() as connection:
+                certificate = self.certificate(connection, claim.device)
+            if certificate is None:
+                raise DeniedError("this device is not enrolled")
+            signatures.verify(certificate, payload, signature)
+        except WireError as error:
+            raise DeniedError(f"the device's token is not good: {error}") from error
+        if claim.audience != audience:
+            raise DeniedError(f"the device's token is for another purpose than {audience}")
+        left = claim.not_after - self._clock()
+        if not -_CLOCK_S <= left <= limits.TOKEN_LIFE_S + _CLOCK_S:
+            raise DeniedError("the device's token has expired or lasts too long; is the device's clock right?")
+        return claim.device
 
     # queries
 

@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract import signatures
-from contract.errors import SignatureError
+from contract import codec, limits, signatures
+from contract.errors import MalformedError, SignatureError, TopicError, WireError
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -69,3 +69,39 @@ def test_a_key_on_another_curve_is_refused_though_its_signature_holds() -> None:
     other = ec.generate_private_key(ec.SECP384R1())
     with pytest.raises(SignatureError, match="no P-256 key"):
         signatures.verify(certificate(other), b"payload", signatures.sign(other, b"payload"))
+
+
+@given(st.from_regex(r"[a-z]{1,16}", fullmatch=True), st.floats(0, 1e10))
+def test_a_token_is_read_as_it_was_issued_and_verifies(audience: str, not_after: float) -> None:
+    token, payload, signature = signatures.read_token(signatures.issue_token(KEY, "meter-1", audience, not_after))
+    assert token == signatures.DeviceToken(device="meter-1", audience=audience, not_after=not_after)
+    signatures.verify(CERTIFICATE, payload, signature)
+
+
+@given(st.text(max_size=400) | st.binary(max_size=200).map(lambda content: f"{signatures._text(content)}.AAAA"))
+def test_no_text_that_is_no_token_is_read(text: str) -> None:
+    with pytest.raises(WireError):
+        signatures.read_token(text)
+
+
+@given(st.data())
+def test_a_token_with_a_changed_character_does_not_verify(data: st.DataObject) -> None:
+    issued = signatures.issue_token(KEY, "meter-1", "blobs", 1e9)
+    place = data.draw(st.integers(0, issued.index(".") - 2))  # the last may hold bits that belong to no byte
+    sign = data.draw(st.sampled_from("ABCxyz019-_"))
+    changed = issued[:place] + sign + issued[place + 1 :]
+    if changed != issued:
+        with pytest.raises(WireError):
+            signatures.verify(CERTIFICATE, *signatures.read_token(changed)[1:])
+
+
+def test_a_token_that_is_too_long_is_not_decoded_and_odd_names_are_refused() -> None:
+    with pytest.raises(MalformedError, match=f"at most {limits.TOKEN_BYTES}"):
+        signatures.read_token("A" * (limits.TOKEN_BYTES + 1))
+    with pytest.raises(MalformedError, match="audience"):
+        signatures.issue_token(KEY, "meter-1", "Blobs!", 0.0)
+    with pytest.raises(TopicError):
+        signatures.issue_token(KEY, "coordinator", "blobs", 0.0)
+    forged = codec.encode(signatures.DeviceToken(device="../x", audience="blobs", not_after=0.0))
+    with pytest.raises(TopicError):
+        signatures.read_token(f"{signatures._text(forged)}.{signatures._text(signatures.sign(KEY, forged))}")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from contract import signatures
 from contract.errors import TopicError
 from contract.messages import Gone
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
@@ -145,3 +146,28 @@ def test_each_desired_state_has_a_larger_revision_and_is_published_once(site: Si
         assert site.fleet.unpublished(connection) == []
         site.fleet.republish(connection)
         assert site.fleet.unpublished(connection) == [("meter-1", second)]
+
+
+def test_a_token_names_its_device_for_its_audience_and_its_time_only(site: Site) -> None:
+    site.enrol("meter-1")
+    site.enrol("meter-2")
+    site.fleet.add("meter-3")
+    key = site.keys["meter-1"]
+    token = signatures.issue_token(key, "meter-1", "blobs", site.now + 60)
+    assert site.fleet.device_of(token, "blobs") == "meter-1"
+    refused = {
+        "another purpose than renew": (token, "renew"),
+        "cannot be read|not a device token": ("none", "blobs"),
+        "not enrolled": (signatures.issue_token(key, "meter-3", "blobs", site.now + 60), "blobs"),
+        "does not verify": (signatures.issue_token(key, "meter-2", "blobs", site.now + 60), "blobs"),
+        "lasts too long": (signatures.issue_token(key, "meter-1", "blobs", site.now + 86400), "blobs"),
+        "expired": (signatures.issue_token(key, "meter-1", "blobs", float("nan")), "blobs"),
+    }
+    for sentence, (given_token, audience) in refused.items():
+        with pytest.raises(DeniedError, match=sentence):
+            site.fleet.device_of(given_token, audience)
+    site.now += 60 + 200  # within what clocks may differ
+    assert site.fleet.device_of(token, "blobs") == "meter-1"
+    site.now += 200
+    with pytest.raises(DeniedError, match="expired"):
+        site.fleet.device_of(token, "blobs")

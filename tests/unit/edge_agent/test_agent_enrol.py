@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -92,11 +93,16 @@ def test_enrolment_writes_a_folder_that_an_agent_can_run_from(api: Api, tmp_path
     folder = config.Folder(tmp_path / "agent")
     assert config.load(folder) == made
     assert (made.device, made.broker_port, made.hardware_class) == ("meter-1", 8883, "x86-64")
+    assert made.url == api.url
     assert folder.tuf_root.read_bytes() == b'{"signed": {}}'
     assert folder.source(made).is_dir()
     for secret in (folder.key, folder.enrolment):
         assert secret.stat().st_mode & 0o077 == 0
     signatures.verify(folder.certificate.read_bytes(), b"payload", signing.sign(folder.key, b"payload"))
+    claim, *signed = signatures.read_token(signing.token(folder, "blobs"))
+    signatures.verify(folder.certificate.read_bytes(), *signed)
+    assert (claim.device, claim.audience) == ("meter-1", "blobs")
+    assert 0 < claim.not_after - time.time() <= signing.TOKEN_S
     assert "PRIVATE" not in json.dumps(api.requests)
     assert TOKEN not in "".join(path.read_text() for path in folder.root.rglob("*") if path.is_file())
     with pytest.raises(ConfigError, match="enrolled already"):
