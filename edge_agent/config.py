@@ -1,19 +1,25 @@
-"""What the owner of a device may set: `agent.toml` in the agent's folder, and where things lie in that folder."""
+"""What the owner of a device may set: `agent.toml` in the agent's folder, and where things lie in that folder.
+
+An environment variable overrides a key: `FIELDFARE_AGENT_LOG_LEVEL`, `FIELDFARE_AGENT_UPDATES__TRANSPORT`.
+"""
 
 import json
-import math
-from collections.abc import Iterator
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from contract import topics
-from contract.errors import TopicError
+from edge_agent import ranges, settings
 from edge_agent.errors import ConfigError
 from edge_agent.files import write_atomically
 
 FILE = "agent.toml"
+_SECRET = re.compile("password|passwd|secret|token|key|credential", re.IGNORECASE)
 
 
 class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -192,39 +198,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sources: list[Source] = []
 
 
-_POSITIVE = [
-    "window_samples",
-    "window_idle_s",
-    "hello_s",
-    "threads",
-    "max_samples",
-    "poll_s",
-    "retry_s",
-    "keepalive_s",
-    "updates.window_blocks",
-    "updates.disk_bytes",
-    "health.max_rollbacks",
-    "api.burst",
-    "api.max_body_bytes",
-    "samples.keep_days",
-    "outbox.max_bytes",
-    "outbox.keep_days",
-]
-_NOT_NEGATIVE = [
-    "updates.bandwidth_bytes_per_s",
-    "updates.random_delay_s",
-    "health.probation_s",
-    "health.probation_inferences",
-    "health.max_crashes",
-    "health.max_latency_ms",
-    "runtime.memory_bytes",
-    "api.http_port",
-    "api.rate_per_s",
-    "samples.quota_bytes",
-]
-_SHARES = ("health.max_error_share", "health.max_nan_share", "health.min_confidence")
-
-
 class Folder:
     """Where things lie in an agent's folder."""
 
@@ -247,48 +220,70 @@ class Folder:
         return self.root / config.source
 
 
-def load(folder: Folder) -> Config:
-    """Read `agent.toml`.
+@dataclass(frozen=True)
+class Checked:
+    """`agent.toml` and the environment.
+
+    Attributes:
+        config: None where anything is wrong.
+        values: by key (`updates.transport`): what holds; keys that are wrong are missing.
+        origins: by key: `agent.toml`, the variable that set it, or `default`.
+        problems: all that is wrong, a sentence each.
+    """
+
+    config: Config | None
+    values: dict[str, Any]
+    origins: dict[str, str]
+    problems: list[str]
+
+
+def load(folder: Folder, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read `agent.toml`, with the environment laid over it.
 
     Raises:
-        ConfigError: no such file, not TOML, a key that does not belong, or a number out of range.
+        ConfigError: no such file, not TOML, a key that does not belong, or a value out of range.
     """
+    checked = check(folder, environment)
+    if checked.config is None:
+        more = len(checked.problems) - 1
+        hint = f" (and {more} more: edge-agent config check --state {folder.root})" if more else ""
+        raise ConfigError(f"{checked.problems[0]}{hint}")
+    return checked.config
+
+
+def check(folder: Folder, environment: Mapping[str, str]) -> Checked:
+    """Read `agent.toml` and the environment, and find all that is wrong with them; raises nothing."""
+    file = str(folder.config)
     try:
-        config = msgspec.toml.decode(folder.config.read_bytes(), type=Config)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder.config}: no agent here; enrol one with: edge-agent enrol --state DIR ..."
-        ) from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder.config}: {error}") from error
-    for complaint in _complaints(config):
-        raise ConfigError(f"{folder.config}: {complaint}")
-    return config
+        tables = tomllib.loads(folder.config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Checked(None, {}, {}, [f"{file}: no agent here; enrol one with: edge-agent enrol --state DIR ..."])
+    except OSError as error:
+        return Checked(None, {}, {}, [f"{file}: {error.strerror}; make it a file that this user may read"])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return Checked(None, {}, {}, [f"{file}: not TOML: {error}"])
+    reading = settings.read(Config, tables, environment, file)
+    origins = {key: FILE if origin == file else origin for key, origin in reading.origins.items()}
+    problems = list(reading.problems)
+    for key, complaint in ranges.complaints(reading.values):
+        origin = reading.origins[key]
+        where = f"{origin}: {key}" if origin in {file, settings.DEFAULT} else f"environment: {origin}"
+        problems.append(f"{where} {complaint}")
+    config = None if problems else Config(**settings.build(Config, reading.values))
+    return Checked(config, reading.values, origins, problems)
 
 
-def _complaints(config: Config) -> Iterator[str]:
-    for key in _POSITIVE:
-        if not 0 < _value(config, key) < math.inf:
-            yield f"{key} must be greater than 0 and finite, is {_value(config, key)}"
-    for key in _NOT_NEGATIVE:
-        if not 0 <= _value(config, key) < math.inf:
-            yield f"{key} must not be negative, is {_value(config, key)}"
-    for key in _SHARES:
-        if not 0 <= _value(config, key) <= 1:
-            yield f"{key} must be from 0 to 1, is {_value(config, key)}"
-    if not 0 < config.broker_port < 65536:
-        yield f"broker_port must be from 1 to 65535, is {config.broker_port}"
-    if config.api.http_port > 65535:
-        yield f"api.http_port must be from 0 to 65535, is {config.api.http_port}"
-    try:
-        topics.check_device(config.device)
-    except TopicError as error:
-        yield str(error)
+def redacted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by key as they may be shown to others: plain data, and no password that an option may hold."""
+    return {key: _without_secrets(msgspec.to_builtins(value)) for key, value in values.items()}
 
 
-def _value(config: Config, key: str) -> float:
-    section, _, name = key.rpartition(".")
-    return float(getattr(getattr(config, section) if section else config, name))
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_secrets(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: "***" if _SECRET.search(key) else _without_secrets(entry) for key, entry in value.items()}
+    return value
 
 
 def save(folder: Folder, config: Config) -> None:

@@ -26,7 +26,17 @@ def test_the_daemon_loads_nothing_heavy_and_leaves_tuf_and_cryptography_to_its_c
     assert loaded.isdisjoint([*HEAVY, *ONLY_IN_CHILDREN])
 
 
-@pytest.mark.parametrize("command", [["--help"], ["enrol", "--help"], ["run", "--help"], ["status", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["enrol", "--help"],
+        ["run", "--help"],
+        ["status", "--help"],
+        ["config", "--help"],
+        ["config", "check", "--help"],
+    ],
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "edge_agent", *command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: edge-agent")

@@ -34,9 +34,16 @@ def commands() -> Iterator[str]:
         yield from (f"fieldfare {entry.name} {name}" for name in nested)
         if not nested:
             yield f"fieldfare {entry.name}"
-    parser = agent_cli._parser()
-    choices = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
-    yield from (f"edge-agent {name}" for name in choices)
+    yield from agent_commands("edge-agent", agent_cli._parser())
+
+
+def agent_commands(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    nested = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for choices in nested:
+        for word, inner in choices.items():
+            yield from agent_commands(f"{name} {word}", inner)
+    if not nested:
+        yield name
 
 
 def keys(of: type, prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,38 @@
+"""`edge-agent status`."""
+
+import argparse
+
+from edge_agent.commands.parsing import Commands, command
+
+_EXAMPLE = """\
+example:
+  edge-agent status --state agent
+  edge-agent status --state agent --json
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    status = command(commands, "status", _run, "Say what the agent does, running or not.", _EXAMPLE)
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from edge_agent.status import read
+
+    status = read(options.state)
+    if options.json:
+        print(msgspec.json.encode(status).decode())
+        return 0
+    bundle = status.active
+    print(f"device           {status.device}")
+    print(
+        f"running          {'yes' if status.running else 'no'}, {'connected' if status.connected else 'not connected'}"
+    )
+    print(f"active bundle    {f'{bundle.model}:{bundle.version} {bundle.variant}' if bundle else 'none'}")
+    print(f"inferences       {status.inferences}")
+    print(f"pending reports  {status.pending_reports}")
+    print(f"last refusal     {status.last_refusal or 'none'}")
+    return 0
