@@ -42,6 +42,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         golden_tolerance: largest absolute difference of an output that the self-test allows.
         training: how to call the training signature; None where the bundle cannot train.
         hardware_classes: that may run it; empty means any.
+        min_runtime_version: names and versions, one of which the device's runtime must have or be newer than, for
+            example `ai-edge-litert 2.3.0, tflite-runtime 2.14.0`; a version alone is of any runtime, empty means any.
         created_at: seconds since the epoch.
         files: by role.
     """
@@ -55,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingSpec | None
     hardware_classes: list[str]
     min_agent_version: str
+    min_runtime_version: str = ""
     created_at: int
     files: dict[str, FileEntry] = {}
     revision: int = 1

@@ -214,6 +214,7 @@ class Client(Transport):
         training: TrainingSpec | None,
         hardware_classes: Sequence[str] = (),
         min_agent_version: str = "0.1.0",
+        min_runtime_version: str = "",
     ) -> Bundle:
         """Build a bundle from blobs and ask the signer for it. The same parts give the same bundle: safe to repeat.
 
@@ -222,7 +223,8 @@ class Client(Transport):
             version: of the model.
             variant: must have passed its gate; `parts["inference"]` is its artifact.
             parts: role (`contract.bundle.ROLES`) to the digest of a blob.
-            labels, temperature, golden_tolerance, training, hardware_classes, min_agent_version: as in the Manifest.
+            labels, temperature, golden_tolerance, training, hardware_classes: as in the Manifest.
+            min_agent_version, min_runtime_version: as in the Manifest.
         """
         body = {
             "parts": parts,
@@ -232,6 +234,7 @@ class Client(Transport):
             "training": msgspec.to_builtins(training),
             "hardware_classes": hardware_classes,
             "min_agent_version": min_agent_version,
+            "min_runtime_version": min_runtime_version,
         }
         path = f"/v1/models/{model}/versions/{version}/variants/{variant}/bundles"
         return self.post(path, Bundle, body, repeat=True)

@@ -88,6 +88,7 @@ class Agent:
             ),
             pull=lambda blob: self._transfer.pull(blob, give_up=lambda: self._desired != self._applying),
             clock=time.time,
+            runtime_version=self._runtime_version,
             tell=self._tell,
         )
         source = folder.source(self._config)

@@ -18,6 +18,7 @@ import msgspec
 
 from contract import codec, limits
 from contract.errors import MalformedError
+from contract.targets import Custom
 from edge_agent.errors import TrustError, UnavailableError
 
 T = TypeVar("T")
@@ -45,10 +46,14 @@ class Ask(msgspec.Struct, frozen=True, tag_field="type"):
 
 
 class Target(msgspec.Struct, frozen=True, tag_field="type"):
-    """Child to parent, last: what the signed metadata says of the target."""
+    """Child to parent, last: what the signed metadata says of the target; the rest as in `contract.targets.Custom`."""
 
     size: int
     sha256: str
+    hardware_classes: list[str] = []
+    min_agent_version: str = ""
+    min_runtime_version: str = ""
+    blocks: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, tag_field="type"):
@@ -159,7 +164,18 @@ def _check(task: Task, fetch: Callable[[str], bytes | None]) -> Target | Failure
         return Failure(f"{type(error).__name__}: {error}", trust=False)
     if info is None or "sha256" not in info.hashes:
         return Failure(f"the signed metadata names no target {task.target}", trust=True)
-    return Target(info.length, info.hashes["sha256"])
+    try:
+        custom = msgspec.convert(info.custom, Custom)
+    except msgspec.ValidationError as error:
+        return Failure(f"the signed metadata does not say what {task.target} needs: {error}", trust=True)
+    return Target(
+        info.length,
+        info.hashes["sha256"],
+        custom.hardware_classes,
+        custom.min_agent_version,
+        custom.min_runtime_version,
+        custom.blocks,
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from contract.bundle import Bundle
+from contract import targets
+from contract.bundle import Bundle, Manifest
 from contract.errors import ContractError
 from contract.messages import BlobRef, BundleRef, Desired, Receipt
 from edge_agent import __version__
@@ -39,6 +40,7 @@ class Updater:
         trusted: Callable[[str], Target],
         pull: Callable[[BlobRef], Path],
         clock: Callable[[], float],
+        runtime_version: str,
         tell: Tell = silent,
     ) -> None:
         """Prepare.
@@ -49,11 +51,13 @@ class Updater:
             trusted: size and digest of a target by the signed metadata; raises TrustError, UnavailableError.
             pull: fetches an artifact to disk; raises RefusedError, UnavailableError.
             clock: seconds since the epoch.
+            runtime_version: name and version, for example `ai-edge-litert 2.3.0`.
             tell: hears of every answer once it is committed.
         """
         self._config = config
         self._state, self._slots, self._serving, self._identity = state, slots, serving, identity
         self._trusted, self._pull, self._clock, self._tell = trusted, pull, clock, tell
+        self._runtime_version = runtime_version
 
     def restore(self) -> None:
         """Serve what served before this start; where the disk lost it, what served before that."""
@@ -113,6 +117,7 @@ class Updater:
                 f"the signed metadata gives {ref.target} the SHA-256 {target.sha256[:12]}..., "
                 f"the desired state {ref.sha256[:12]}..."
             )
+        self._check_needs(target)  # before a byte of it is fetched
         path = self._pull(BlobRef(target.sha256, target.size))
         data = path.read_bytes()
         active = self._state.active
@@ -134,12 +139,19 @@ class Updater:
                 f"the bundle is {manifest.model}:{manifest.version} {manifest.variant}, "
                 f"wanted is {ref.model}:{ref.version} {ref.variant}"
             )
-        if manifest.hardware_classes and self._config.hardware_class not in manifest.hardware_classes:
-            raise RefusedError(
-                f"the bundle is for {', '.join(manifest.hardware_classes)}; this is {self._config.hardware_class}"
-            )
-        if _version(manifest.min_agent_version) > _version(__version__):
-            raise RefusedError(f"the bundle needs agent {manifest.min_agent_version}, this is {__version__}")
+        self._check_needs(manifest)
+
+    def _check_needs(self, needs: Target | Manifest) -> None:
+        reason = targets.unmet(
+            needs.hardware_classes,
+            needs.min_agent_version,
+            needs.min_runtime_version,
+            hardware_class=self._config.hardware_class,
+            agent_version=__version__,
+            runtime_version=self._runtime_version,
+        )
+        if reason is not None:
+            raise RefusedError(reason)
 
     def _commit(self, desired: Desired, ref: BundleRef) -> None:
         with self._state.transaction():
@@ -166,10 +178,3 @@ class Updater:
         self._state.report(self._identity.sign(receipt))
         text = f"{ref.model}:{ref.version} {ref.variant}" + (f": {receipt.reason}" if reason else "")
         self._state.event(outcome, text, at=self._clock())
-
-
-def _version(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split("."))
-    except ValueError as error:
-        raise RefusedError(f"agent version {text[:40]!r} is not numbers with dots") from error

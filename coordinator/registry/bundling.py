@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from contract import bundle
+from contract import bundle, targets
 from contract.training import TrainingSpec
 from coordinator import records
 from coordinator.errors import ConflictError, InvalidError
@@ -20,6 +20,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingSpec | None = None
     hardware_classes: Sequence[str] = ()
     min_agent_version: str = "0.1.0"
+    min_runtime_version: str = ""
 
 
 def check(recipe: Recipe, version: records.Version, variant: records.Variant) -> None:
@@ -28,12 +29,14 @@ def check(recipe: Recipe, version: records.Version, variant: records.Variant) ->
     Raises:
         ConflictError: the variant did not pass its gate.
         InvalidError: another artifact or another reference profile than the registered ones.
+        BundleError: versions that are not numbers with dots.
     """
     name = f"{version.model}:{version.version} {variant.name}"
     if not variant.gate.passed:
         raise ConflictError(f"{name} did not pass its gate: {'; '.join(variant.gate.reasons) or 'no reason given'}")
     if recipe.parts.get("inference") != variant.tflite_sha256:
         raise InvalidError(f"{name}: the inference part must be its artifact {variant.tflite_sha256}")
+    targets.check_versions(recipe.min_agent_version, recipe.min_runtime_version)
     wanted = version.reference_sha256
     if wanted is not None and recipe.parts.get("profile") != wanted:
         raise InvalidError(f"{name}: this version has its own reference profile; the profile part must be {wanted}")
@@ -64,6 +67,7 @@ def build(
         training=recipe.training,
         hardware_classes=sorted(set(recipe.hardware_classes)),
         min_agent_version=recipe.min_agent_version,
+        min_runtime_version=recipe.min_runtime_version,
         created_at=int(version.created_at),
     )
     return bundle.pack(manifest, {role: read(digest) for role, digest in recipe.parts.items()}), manifest

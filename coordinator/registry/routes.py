@@ -63,6 +63,7 @@ class NewBundle(Body):
     training: dict[str, Any] | None = None
     hardware_classes: list[str] = Field(default_factory=list)
     min_agent_version: str = "0.1.0"
+    min_runtime_version: str = ""
 
     def recipe(self) -> Recipe:
         """The same, with the training signature's description checked."""

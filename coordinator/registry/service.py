@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, and_, select
 
-from contract import bundle, codec, limits, profile, tensors
+from contract import bundle, codec, limits, profile, targets, tensors
 from coordinator import records
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.registry import bundling
@@ -250,12 +250,7 @@ class Registry:
             take_turns(connection, _TURN)
             self._chosen(connection, model, version, variant, recipe)  # it may have changed while this was built
             if insert_once(connection, bundles, row):
-                custom = {
-                    "model": model,
-                    "version": version,
-                    "hardware_classes": manifest.hardware_classes,
-                    "min_agent_version": manifest.min_agent_version,
-                }
+                custom = msgspec.to_builtins(targets.custom(manifest))
                 self._request_signature(
                     connection, sha256=blob.sha256, target=target, size=blob.size, custom=custom, now=now
                 )

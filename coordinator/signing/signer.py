@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from tuf.api.metadata import Key
 
-from contract import bundle
+from contract import bundle, targets
 from contract.errors import ContractError
 from coordinator.client import Client, ClientError
 from coordinator.errors import InvalidError, SetupError
@@ -118,13 +119,7 @@ class Signer:
         current = self._path(BUNDLES).read_bytes()
         if repository.target(current, name) not in (None, Target(request.size, digest)):
             raise InvalidError(f"{name} was signed with another content")
-        custom = {
-            "model": manifest.model,
-            "version": manifest.version,
-            "variant": manifest.variant,
-            "hardware_classes": manifest.hardware_classes,
-            "min_agent_version": manifest.min_agent_version,
-        }
+        custom = msgspec.to_builtins(targets.custom(manifest))
         target = Target(request.size, digest)
         signer = self._signers[BUNDLES]
         after = repository.add_target(current, name, target, custom=custom, signer=signer, now=now)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -49,6 +50,7 @@ class Parts:
     Attributes:
         signed: target path to digest, as the metadata would say.
         content: digest to what a pull of it gives.
+        custom: what the metadata says of what a bundle needs.
         now: the clock.
     """
 
@@ -57,6 +59,7 @@ class Parts:
         self.config = config
         self.signed: dict[str, str] = {}
         self.content: dict[str, bytes] = {}
+        self.custom: dict[str, Any] = {}
         self.now = 1000.0
         self._write_identity()
         self.state = State(self.folder.state, outbox_id="o")
@@ -70,6 +73,7 @@ class Parts:
             trusted=self._trusted,
             pull=self._pull,
             clock=lambda: self.now,
+            runtime_version="ai-edge-litert 2.3.0",
         )
 
     def _write_identity(self) -> None:
@@ -100,7 +104,7 @@ class Parts:
         if target not in self.signed:
             raise TrustError(f"the signed metadata names no target {target}")
         digest = self.signed[target]
-        return Target(len(self.content[digest]), digest)
+        return Target(len(self.content[digest]), digest, **self.custom)
 
     def _pull(self, blob: BlobRef) -> Path:
         path = self.folder.staging / "pulled"

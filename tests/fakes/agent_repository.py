@@ -46,9 +46,12 @@ class Repository:
         """What enrolment gives a device."""
         return self.files["1.root.json"]
 
-    def add(self, path: str, data: bytes) -> None:
-        """Sign a bundle in a new version of the metadata."""
-        self.bundles.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+    def add(self, path: str, data: bytes, **custom: object) -> None:
+        """Sign a bundle in a new version of the metadata; `custom` as in `contract.targets.Custom`."""
+        file = TargetFile.from_data(path, data, ["sha256"])
+        _, model, version, _ = path.split("/")
+        stated = {"model": model, "version": int(version), "variant": "float", **custom}
+        self.bundles.targets[path] = TargetFile(file.length, file.hashes, path, {"custom": stated})
         self.bundles.version += 1
         self.snapshot.version += 1
         self.timestamp.version += 1

@@ -99,3 +99,18 @@ def test_a_key_that_cannot_sign_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("no key")
     with pytest.raises(ConfigError, match="enrol this device again"):
         signing.sign(tmp_path / "key", b"payload")
+
+
+def test_what_a_bundle_needs_comes_with_its_target(repository: Repository, tmp_path: Path) -> None:
+    path = "bundles/thirds/2/float-0123456789ab.zip"
+    needs = {"hardware_classes": ["tpu"], "min_agent_version": "0.2.0", "min_runtime_version": "ai-edge-litert 2.3.0"}
+    repository.add(path, DATA, **needs, blocks="ab" * 32)
+    target = _lookup(repository, tmp_path, path)
+    assert {name: getattr(target, name) for name in needs} == needs
+    assert target.blocks == "ab" * 32
+
+
+def test_needs_that_cannot_be_read_are_refused(repository: Repository, tmp_path: Path) -> None:
+    repository.add("bundles/thirds/2/float-0123456789ab.zip", DATA, hardware_classes="tpu")
+    with pytest.raises(TrustError, match="does not say what"):
+        _lookup(repository, tmp_path, "bundles/thirds/2/float-0123456789ab.zip")

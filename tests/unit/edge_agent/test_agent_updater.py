@@ -50,6 +50,8 @@ def test_two_bundles_in_turn_use_both_slots_and_the_newer_one_serves(parts: Part
         ({"hardware_classes": ["tpu", "npu"]}, "for tpu, npu; this is generic"),
         ({"min_agent_version": "0.10.0"}, "needs agent 0.10.0"),
         ({"min_agent_version": "soon"}, "not numbers with dots"),
+        ({"min_runtime_version": "ai-edge-litert 2.10.0"}, "has ai-edge-litert 2.3.0"),
+        ({"min_runtime_version": "tflite-runtime 2.1.0"}, "needs runtime tflite-runtime 2.1.0"),
     ],
 )
 def test_a_bundle_that_does_not_belong_here_is_refused(parts: Parts, manifest: dict, reason: str) -> None:
@@ -65,6 +67,28 @@ def test_a_bundle_that_does_not_belong_here_is_refused(parts: Parts, manifest: d
     refused = parts.state.last_event("refused")
     assert refused is not None
     assert reason in refused.text
+
+
+@pytest.mark.parametrize(
+    ("custom", "reason"),
+    [
+        ({"hardware_classes": ["tpu"]}, "for tpu; this is generic"),
+        ({"min_agent_version": "99.0"}, "needs agent 99.0"),
+        ({"min_runtime_version": "ai-edge-litert 9.0"}, "needs runtime ai-edge-litert 9.0"),
+    ],
+)
+def test_what_the_signed_metadata_says_is_checked_before_anything_is_fetched(
+    parts: Parts, custom: dict, reason: str
+) -> None:
+    bundle = agent_bundles.make()
+    parts.sign(bundle)
+    parts.custom = custom
+    parts.content.clear()  # a pull would fail with another reason
+    parts.content[agent_bundles.ref(bundle).sha256] = b""
+    parts.updater.apply(_desired(1, bundle))
+    (receipt,) = parts.receipts()
+    assert (receipt.outcome, reason in receipt.reason) == ("refused", True)
+    assert not (parts.folder.staging / "pulled").exists()
 
 
 def test_every_flipped_byte_is_refused_and_the_old_slot_serves(parts: Parts) -> None:
