@@ -9,6 +9,7 @@ Files by role: `inference` (.tflite), `training` (.tflite, optional), `transform
 
 import hashlib
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -24,6 +25,18 @@ MANIFEST = "manifest.json"
 ROLES = ("inference", "training", "transform", "profile", "golden", "weights")
 REQUIRED = frozenset({"inference", "transform", "profile", "golden"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+def check_model(name: str) -> str:
+    """Return `name` if it may name a model; it is a folder's name on a device too.
+
+    Raises:
+        BundleError: not 1 to 63 lower-case letters, digits and inner . _ -, or two dots in a row.
+    """
+    if not NAME.fullmatch(name) or ".." in name:
+        raise BundleError(f"model name {name[:80]!r}: use 1 to 63 lower-case letters, digits and inner . _ -")
+    return name
 
 
 class FileEntry(msgspec.Struct, frozen=True):

@@ -15,7 +15,11 @@ from typing import Literal
 
 import msgspec
 
+from contract import bundle, topics
+from contract.errors import BundleError, MalformedError
 from contract.profile import Counts
+
+_LARGEST = 2**63 - 1  # that SQLite holds
 
 
 class BlobRef(msgspec.Struct, frozen=True):
@@ -41,7 +45,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     Attributes:
         boot: random name of this start of the agent; Gone with the same name ends it.
         hardware_class: as configured on the device, for example `x86-64`.
-        active: the bundle that serves, if any.
+        bundles: what serves, one bundle a model.
         samples: labelled samples that a round could train on.
         inferences: inferences since boot.
         sent_at: device clock, seconds since the epoch.
@@ -51,7 +55,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     agent_version: str
     runtime_version: str
     hardware_class: str
-    active: BundleRef | None
+    bundles: list[BundleRef]
     samples: int
     inferences: int
     sent_at: float
@@ -86,12 +90,51 @@ class BlockRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     blocks: list[int]
 
 
-class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="desired"):
-    """The bundle that a device should serve. A later state has a larger `revision`."""
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device should do about one model.
+
+    Attributes:
+        revision: of the desired state that said so first; what is wanted later has a larger one.
+        rollout: on whose behalf, for the receipt.
+        bundle: to serve; None takes the model off the device.
+    """
 
     revision: int
     rollout: str | None
     bundle: BundleRef | None
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="desired"):
+    """What a device should serve, by model; a model that is not named is left as it is.
+
+    A later state has a larger `revision`.
+    """
+
+    revision: int
+    models: dict[str, Wanted]
+
+
+def check_desired(desired: Desired) -> Desired:
+    """Return `desired` if a device may act on it.
+
+    Raises:
+        MalformedError: a number that no revision can be, a name that no model can have, or a bundle of another model.
+        TopicError: a digest that is none.
+    """
+    for model, wanted in desired.models.items():
+        try:
+            bundle.check_model(model)
+        except BundleError as error:
+            raise MalformedError(f"a desired state: {error}") from error
+        if not 0 <= wanted.revision <= desired.revision:
+            raise MalformedError(f"{model} is wanted since revision {wanted.revision} of {desired.revision}")
+        if wanted.bundle is not None:
+            topics.check_sha256(wanted.bundle.sha256)
+            if wanted.bundle.model != model:
+                raise MalformedError(f"a bundle of {wanted.bundle.model[:64]!r} is wanted for {model}")
+    if not 0 <= desired.revision <= _LARGEST:
+        raise MalformedError(f"revision {desired.revision} is negative or too large")
+    return desired
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ack"):

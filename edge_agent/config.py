@@ -164,6 +164,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         hardware_class: bundles may be made for some classes only.
         log_level: `debug`, `info`, `warning` or `error`.
         source: folder of sample files, relative to the agent's folder.
+        source_model: whose input they are; empty is the only model.
         window_samples: a profile window closes when it has so many.
         window_idle_s: or when the source was quiet so long.
         hello_s: seconds between two heartbeats.
@@ -182,6 +183,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hardware_class: str = "generic"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     source: str = "source"
+    source_model: str = ""
     window_samples: int = 200
     window_idle_s: float = 2.0
     hello_s: float = 10.0

@@ -20,7 +20,17 @@ from typing import IO
 
 from contract import codec, limits, topics
 from contract.errors import MalformedError, TopicError, WireError
-from contract.messages import Ack, Desired, Hello, Instruction, MetadataReply, ProfileWindow, Report
+from contract.messages import (
+    Ack,
+    Desired,
+    Hello,
+    Instruction,
+    MetadataReply,
+    ProfileWindow,
+    Report,
+    Wanted,
+    check_desired,
+)
 from edge_agent import __version__, config, trust
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
@@ -57,7 +67,6 @@ class Agent:
         self._boot = uuid.uuid4().hex
         self._stopping = threading.Event()
         self._desired: Desired | None = None
-        self._applying: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._state = State(folder.state, outbox_id=uuid.uuid4().hex)
         self._state.put("connected", False)  # a killed agent could not say so
@@ -86,7 +95,8 @@ class Agent:
             trusted=lambda target: trust.lookup(
                 _read_root(folder.tuf_root), folder.tuf_metadata, target, self._transfer.metadata
             ),
-            pull=lambda blob: self._transfer.pull(blob, give_up=lambda: self._desired != self._applying),
+            pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
+            wanted=self._wanted,
             clock=time.time,
             runtime_version=self._runtime_version,
             tell=self._tell,
@@ -124,8 +134,7 @@ class Agent:
             )
         ]
         self._wake_rounds.set()  # an instruction may have survived the last run
-        model = self._serving.model
-        self._tell("started", device=self._config.device, bundle=model.ref if model else None)
+        self._tell("started", device=self._config.device, bundles=self._serving.bundles())
         self._session.start()
         for worker in workers:
             worker.start()
@@ -168,7 +177,7 @@ class Agent:
     def _update(self, wake: threading.Event) -> None:
         wake.wait()
         wake.clear()
-        desired = self._applying = self._desired
+        desired = self._desired
         if desired is None or self._stopping.is_set():
             return
         try:
@@ -177,6 +186,9 @@ class Agent:
             wake.set()  # again after the pause
             raise
         self._hello_at = 0.0
+
+    def _wanted(self, model: str) -> Wanted | None:
+        return self._desired.models.get(model) if self._desired is not None else None
 
     def _infer(self, _wake: threading.Event) -> None:
         if not self._monitor.tick():
@@ -211,9 +223,7 @@ class Agent:
             case topics.BlobTopic(sha256, block):
                 self._transfer.accept_block(sha256, block, payload)
             case topics.DeviceTopic(self._config.device, "down", "desired") if payload:
-                desired = codec.decode_json(payload, Desired)
-                _check_integers([desired.revision])
-                self._desired = desired
+                self._desired = check_desired(codec.decode_json(payload, Desired))
                 self._wake_updater.set()
             case topics.DeviceTopic(self._config.device, "down", "metadata"):
                 self._transfer.accept_metadata(
@@ -249,13 +259,12 @@ class Agent:
             self._tell("window", samples=report.body.counts.samples, bundle_sha256=report.body.bundle_sha256)
 
     def _hello(self) -> Hello:
-        model = self._serving.model
         return Hello(
             boot=self._boot,
             agent_version=__version__,
             runtime_version=self._runtime_version,
             hardware_class=self._config.hardware_class,
-            active=model.ref if model else None,
+            bundles=self._serving.bundles(),
             samples=self._monitor.labelled(),
             inferences=self._serving.inferences,
             sent_at=time.time(),
@@ -298,7 +307,7 @@ def _locked(lock: IO[str]) -> bool:
 
 def _sweep(folder: config.Folder, *, older_than: float) -> None:
     """Remove what a kill left behind: half-written slots, unfinished jobs, and pulls that nobody resumed for long."""
-    for path in folder.slots.glob("*/.*"):
+    for path in folder.slots.glob("*/*/.*"):
         path.unlink()
     for path in folder.staging.glob("*"):
         if path.is_dir():

@@ -14,7 +14,7 @@ from contract.errors import ContractError
 from contract.messages import ProfileWindow
 from edge_agent import samples
 from edge_agent.config import Config
-from edge_agent.errors import RuntimeModelError, SampleError
+from edge_agent.errors import RuntimeModelError, SampleError, UnavailableError
 from edge_agent.serving import Inference, Model, Serving
 from edge_agent.state import State
 
@@ -40,7 +40,7 @@ class Monitor:
         self._config, self._source = config, source
         self._state, self._serving, self._clock = state, serving, clock
         self._done = state.files_done()
-        self._quiet_since = clock()
+        self._since: dict[str, float] = dict.fromkeys(state.windows(), clock())  # when something was last counted
 
     def tick(self) -> bool:
         """Process the next file, or close a window that nothing was added to for long.
@@ -48,19 +48,33 @@ class Monitor:
         Returns:
             Whether a file was processed, so that there may be more.
         """
-        with self._serving.lock:
-            model = self._serving.model
-            present = samples.names(self._source)
-            self._forget(present)
-            waiting = next((name for name in present if name not in self._done), None)
-            if model is None or waiting is None:
-                quiet = abs(self._clock() - self._quiet_since)  # the clock may have been set back
-                if quiet >= self._config.window_idle_s and self._has_room():
-                    self._state.close_window()
-                return False
-            self._process(model, waiting)
-            self._quiet_since = self._clock()
-            return True
+        present = samples.names(self._source)
+        self._forget(present)
+        waiting = next((name for name in present if name not in self._done), None)
+        fed = self._fed()
+        if fed is None or waiting is None:
+            self._close_quiet()
+            return False
+        try:
+            with self._serving.use(fed) as model:
+                self._process(model, waiting)
+        except UnavailableError:  # it was taken off the device just now
+            return False
+        return True
+
+    def _fed(self) -> str | None:
+        """The model whose input the source is."""
+        if self._config.source_model:
+            return self._config.source_model
+        only = self._serving.only()
+        return only.ref.model if only is not None else None
+
+    def _close_quiet(self) -> None:
+        for model in list(self._since):
+            quiet = abs(self._clock() - self._since[model])  # the clock may have been set back
+            if quiet >= self._config.window_idle_s and self._has_room():
+                self._state.close_window(model)
+                del self._since[model]
 
     def labelled(self) -> int:
         """Labelled samples that a round could train on; none where the source cannot be listed."""
@@ -98,7 +112,7 @@ class Monitor:
                 self._count(model, inference, count, now)
             self._state.file_done(name, samples=count, labelled=labelled, at=now)
             self._state.put("inferences", self._state.get("inferences", int, 0) + count)
-        self._serving.inferences += count
+        self._serving.count(count)
         self._done[name] = labelled
 
     def _pass_over(self, name: str, reason: str, now: float) -> None:
@@ -114,14 +128,15 @@ class Monitor:
             window = self._open(model, now)
             room = self._config.window_samples - window.counts.samples
             stop = min(start + room, count) if room > 0 else count
-            self._add(window, model.count(inference, slice(start, stop)), now)
+            self._add(model.ref.model, window, model.count(inference, slice(start, stop)), now)
             start = stop
+        self._since[model.ref.model] = self._clock()
 
     def _open(self, model: Model, now: float) -> ProfileWindow:
-        window = self._state.window
+        window = self._state.window(model.ref.model)
         if window is not None and window.bundle_sha256 == model.ref.sha256:
             return window
-        self._state.close_window()
+        self._state.close_window(model.ref.model)
         return ProfileWindow(
             bundle_sha256=model.ref.sha256,
             profile_digest=model.profile_digest,
@@ -130,9 +145,9 @@ class Monitor:
             counts=profile.zero(model.profile),
         )
 
-    def _add(self, window: ProfileWindow, counts: profile.Counts, now: float) -> None:
+    def _add(self, model: str, window: ProfileWindow, counts: profile.Counts, now: float) -> None:
         ended = max(now, window.started_at)  # the clock may have been set back
         grown = msgspec.structs.replace(window, ended_at=ended, counts=profile.add(window.counts, counts))
-        self._state.set_window(grown)
+        self._state.set_window(model, grown)
         if grown.counts.samples >= self._config.window_samples and self._has_room():
-            self._state.close_window()
+            self._state.close_window(model)

@@ -101,10 +101,7 @@ class Rounds:
     def _carry_out(self, instruction: Instruction) -> tuple[RoundReply, bytes]:
         if self._expired(instruction):
             raise TrainingError("the instruction has expired")
-        active = self._state.active
-        if self._serving.model is None or active is None or active.bundle.sha256 != instruction.bundle_sha256:
-            serves = active.bundle.sha256[:12] if active else "nothing"
-            raise TrainingError(f"this device serves {serves}, the instruction is for {instruction.bundle_sha256[:12]}")
+        bundle = self._bundle(instruction.bundle_sha256)
         files = self._files()
         if not files:
             raise TrainingError("no labelled samples on this device")
@@ -114,7 +111,7 @@ class Rounds:
             path.replace(folder / trainer.WEIGHTS)
             job = trainer.Job(
                 instruction=instruction,
-                bundle=str(self._slots.path(active.name)),
+                bundle=str(bundle),
                 files=[str(file) for file in files],
                 max_samples=self._config.max_samples,
                 threads=self._config.threads,
@@ -124,6 +121,14 @@ class Rounds:
             return self._run_child(instruction, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _bundle(self, sha256: str) -> Path:
+        serves = [ref.sha256 for ref in self._serving.bundles()]
+        for model, placement in self._state.placements().items():
+            if placement.active is not None and placement.active.bundle.sha256 == sha256 and sha256 in serves:
+                return self._slots.path(model, placement.active.name)
+        named = ", ".join(digest[:12] for digest in serves) or "nothing"
+        raise TrainingError(f"this device serves {named}, the instruction is for {sha256[:12]}")
 
     def _run_child(self, instruction: Instruction, folder: Path) -> tuple[RoundReply, bytes]:
         complaints = folder / "stderr"

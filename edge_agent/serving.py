@@ -1,4 +1,4 @@
-"""The model that serves: one bundle's transform and runtime, and the swap to another that no inference straddles."""
+"""The models that serve: a bundle's transform and runtime each, and the swap to another that no inference straddles."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from contract.errors import ContractError, TransformError
 from contract.messages import BundleRef
 from contract.profile import Counts, ProfileSpec, count
 from contract.transform import Transform
-from edge_agent.errors import RefusedError, RuntimeModelError
+from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.runtime import Runtime, softmax
 
 _ROWS = 256  # samples inferred at a time: a sample file may hold more than fit into memory as float32
@@ -80,25 +80,98 @@ class Model:
         return count(self.profile, inference.features[rows], inference.probabilities[rows])
 
 
-class Serving:
-    """Holds the model that serves. Hold `lock` while using it, so that a swap waits for the batch to be counted.
+class Seat:
+    """One model's place: `with seat as model` uses it, and a swap waits until nobody does."""
 
-    Attributes:
-        lock: for use and swap.
-        model: None before the first bundle.
-        inferences: since this start of the agent.
-    """
+    __slots__ = ("_lock", "_model", "_name")
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.model: Model | None = None
-        self.inferences = 0
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.RLock()
+        self._model: Model | None = None
+
+    def __enter__(self) -> Model:
+        """Take the model.
+
+        Raises:
+            UnavailableError: it was taken off this device.
+        """
+        self._lock.acquire()
+        if self._model is None:
+            self._lock.release()
+            raise UnavailableError(f"no model {self._name} serves on this device")
+        return self._model
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._lock.release()
 
     def swap(self, model: Model | None, commit: Callable[[], None]) -> None:
-        """Commit the change durably, then serve the new model; if `commit` fails, the old one serves on."""
-        with self.lock:
+        """Commit, then put another model in its place."""
+        with self._lock:
             commit()
-            self.model = model
+            self._model = model
+
+    def peek(self) -> Model | None:
+        """The model, though somebody may be using it."""
+        return self._model
+
+
+class Serving:
+    """The models that serve, by name. Use one within `use`: an interpreter runs one inference at a time."""
+
+    def __init__(self) -> None:
+        self._seats: dict[str, Seat] = {}
+        self._lock = threading.Lock()
+        self._inferences = 0
+
+    def names(self) -> list[str]:
+        """Models that serve, sorted."""
+        return sorted(name for name, seat in list(self._seats.items()) if seat.peek() is not None)
+
+    def get(self, name: str) -> Model | None:
+        """A model that serves; what it holds may be read, but infer within `use`."""
+        seat = self._seats.get(name)
+        return seat.peek() if seat is not None else None
+
+    def only(self) -> Model | None:
+        """The model that serves where it is the only one."""
+        names = self.names()
+        return self.get(names[0]) if len(names) == 1 else None
+
+    def bundles(self) -> list[BundleRef]:
+        """What serves, by name of the model."""
+        return [model.ref for name in self.names() if (model := self.get(name)) is not None]
+
+    def use(self, name: str) -> Seat:
+        """A context that holds a model: `with serving.use("digits") as model: ...`.
+
+        Raises:
+            UnavailableError: here or on entering: no such model serves.
+        """
+        seat = self._seats.get(name)
+        if seat is None:
+            raise UnavailableError(f"no model {name[:64]!r} serves on this device")
+        return seat
+
+    def swap(self, name: str, model: Model | None, commit: Callable[[], None] = lambda: None) -> None:
+        """Wait for the inference in hand, commit the change durably, then serve the new model, or none.
+
+        Where `commit` fails, the old one serves on.
+        """
+        with self._lock:
+            seat = self._seats.setdefault(name, Seat(name))
+        seat.swap(model, commit)
+
+    @property
+    def inferences(self) -> int:
+        """Since this start of the agent."""
+        return self._inferences
+
+    def count(self, inferences: int) -> None:
+        """Note that so many were made."""
+        with self._lock:
+            self._inferences += inferences
 
 
 def self_test(model: Model, bundle: Bundle) -> None:

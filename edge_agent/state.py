@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value blob not null);
+create table if not exists models (name text primary key, placement blob not null);
+create table if not exists windows (model text primary key, value blob not null);
 create table if not exists outbox (seq integer primary key autoincrement, body blob not null);
 create table if not exists files (
     name text primary key, samples integer not null, labelled integer not null, error text not null, at real not null);
@@ -28,17 +30,31 @@ create table if not exists instructions (
     id text primary key, payload blob not null, done integer not null, at real not null);
 create table if not exists events (id integer primary key, at real not null, kind text not null, text text not null);
 """
-_WINDOW = "window"
 _ENVELOPE_BYTES = 1024  # of a Report around its body
 _REMEMBERED = 1000  # events, and names of instructions that are done
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot that holds a verified bundle."""
+    """A slot that holds a verified bundle; `rollout` is the one that brought it."""
 
     name: str
     bundle: BundleRef
+    rollout: str | None
     activated_at: float
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model stands on this device.
+
+    Attributes:
+        active: the slot that serves.
+        previous: the slot that served before and still holds its bundle.
+        answered: revision of the last wish that was fulfilled or refused; 0 before the first.
+    """
+
+    active: Slot | None = None
+    previous: Slot | None = None
+    answered: int = 0
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -122,28 +138,20 @@ class State:
         else:
             self._rows("insert or replace into meta values (?, ?)", key, codec.encode(value))
 
-    # The slot that serves, the one before it, and the desired state that was answered last.
+    # Where each model stands.
 
-    @property
-    def active(self) -> Slot | None:
-        """The slot that serves."""
-        return self.get("active", Slot | None, None)  # type: ignore[arg-type]  # unions are no `type[T]` to mypy
+    def placements(self) -> dict[str, Placement]:
+        """Every model that this device ever had, by name."""
+        rows = self._rows("select name, placement from models order by name")
+        return {name: msgspec.msgpack.decode(value, type=Placement) for name, value in rows}
 
-    @property
-    def previous(self) -> Slot | None:
-        """The slot that served before and still holds its bundle."""
-        return self.get("previous", Slot | None, None)  # type: ignore[arg-type]  # as above
+    def placement(self, model: str) -> Placement:
+        """Where a model stands; one that never was here stands nowhere."""
+        return self.placements().get(model, Placement())
 
-    def activate(self, slot: Slot | None, previous: Slot | None) -> None:
-        """Point to the slot that serves from now on."""
-        with self.transaction():
-            self.put("active", slot)
-            self.put("previous", previous)
-
-    @property
-    def answered(self) -> int:
-        """Revision of the last desired state that was activated or refused; 0 before the first."""
-        return self.get("answered", int, 0)
+    def place(self, model: str, placement: Placement) -> None:
+        """Remember where a model stands from now on."""
+        self._rows("insert or replace into models values (?, ?)", model, codec.encode(placement))
 
     # The outbox.
 
@@ -182,26 +190,30 @@ class State:
                 for seq in seqs:
                     self._rows("delete from outbox where seq = ?", seq)
 
-    # The open profile window and the sample files that were counted.
+    # The open profile windows and the sample files that were counted.
 
-    @property
-    def window(self) -> ProfileWindow | None:
-        """The window that is being filled."""
-        return self.get(_WINDOW, ProfileWindow | None, None)  # type: ignore[arg-type]  # as above
+    def windows(self) -> list[str]:
+        """Models with a window that is being filled."""
+        return [model for (model,) in self._rows("select model from windows order by model")]
 
-    def set_window(self, window: ProfileWindow | None) -> None:
-        """Remember the open window; None where there is none."""
-        self.put(_WINDOW, window)
+    def window(self, model: str) -> ProfileWindow | None:
+        """The window of a model that is being filled."""
+        rows = self._rows("select value from windows where model = ?", model)
+        return msgspec.msgpack.decode(rows[0][0], type=ProfileWindow) if rows else None
 
-    def close_window(self) -> None:
-        """Turn the open window, if it counts anything, into a report."""
+    def set_window(self, model: str, window: ProfileWindow) -> None:
+        """Remember the open window of a model."""
+        self._rows("insert or replace into windows values (?, ?)", model, codec.encode(window))
+
+    def close_window(self, model: str) -> None:
+        """Turn the open window of a model, if it counts anything, into a report."""
         with self.transaction():
-            window = self.window
+            window = self.window(model)
             if window is None:
                 return
             if window.counts.samples:
                 self.report(window)
-            self.set_window(None)
+            self._rows("delete from windows where model = ?", model)
 
     def file_done(self, name: str, *, samples: int, labelled: int, error: str = "", at: float) -> None:
         """This file was counted, or (with `error`) can never be."""

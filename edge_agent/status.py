@@ -10,14 +10,21 @@ from edge_agent.config import Folder, load
 from edge_agent.state import State
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on this device: the bundle that serves, where it lies, and what would serve after a rollback."""
+
+    bundle: BundleRef
+    slot: str
+    previous: BundleRef | None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an agent.
 
     Attributes:
         running: its process lives.
         connected: it has a session with the broker.
-        active: the bundle that serves.
-        slot: where it lies.
+        models: what serves, by name.
         inferences: since enrolment.
         pending_reports: not yet confirmed by the coordinator.
         last_refusal: the newest bundle that was refused, and why; empty where there is none.
@@ -26,8 +33,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     running: bool
     connected: bool
-    active: BundleRef | None
-    slot: str | None
+    models: dict[str, Served]
     inferences: int
     pending_reports: int
     last_refusal: str
@@ -47,27 +53,37 @@ def read(root: Path) -> Status:
             device=device,
             running=running,
             connected=False,
-            active=None,
-            slot=None,
+            models={},
             inferences=0,
             pending_reports=0,
             last_refusal="",
         )
     state = State(folder.state, outbox_id="")
     try:
-        active, refusal = state.active, state.last_event("refused")
+        refusal = state.last_event("refused")
         return Status(
             device=device,
             running=running,
             connected=running and state.get("connected", bool, False),
-            active=active.bundle if active else None,
-            slot=active.name if active else None,
+            models=_served(state),
             inferences=state.get("inferences", int, 0),
             pending_reports=state.pending_count(),
             last_refusal=refusal.text if refusal else "",
         )
     finally:
         state.close()
+
+
+def _served(state: State) -> dict[str, Served]:
+    return {
+        model: Served(
+            bundle=placement.active.bundle,
+            slot=placement.active.name,
+            previous=placement.previous.bundle if placement.previous else None,
+        )
+        for model, placement in state.placements().items()
+        if placement.active is not None
+    }
 
 
 def _running(lock: Path) -> bool:

@@ -8,18 +8,20 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from contract import targets
 from contract.bundle import Bundle, Manifest
 from contract.errors import ContractError
-from contract.messages import BlobRef, BundleRef, Desired, Receipt
+from contract.messages import BlobRef, BundleRef, Desired, Receipt, Wanted
 from edge_agent import __version__
 from edge_agent.config import Config
-from edge_agent.errors import RefusedError, RuntimeModelError
+from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
 from edge_agent.serving import Model, Serving, self_test
 from edge_agent.slots import Slots, idle, parse
-from edge_agent.state import Slot, State
+from edge_agent.state import Placement, Slot, State
 from edge_agent.trust import Target
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Updater:
         serving: Serving,
         identity: Identity,
         trusted: Callable[[str], Target],
-        pull: Callable[[BlobRef], Path],
+        pull: Callable[[BlobRef, Callable[[], bool]], Path],
+        wanted: Callable[[str], Wanted | None],
         clock: Callable[[], float],
         runtime_version: str,
         tell: Tell = silent,
@@ -49,68 +52,99 @@ class Updater:
             config: of the agent.
             state, slots, serving, identity: of the agent.
             trusted: size and digest of a target by the signed metadata; raises TrustError, UnavailableError.
-            pull: fetches an artifact to disk; raises RefusedError, UnavailableError.
+            pull: fetches an artifact to disk, until its second argument says to give up; raises RefusedError,
+                UnavailableError.
+            wanted: what is wanted of a model now; a pull for what is not wanted any more is given up.
             clock: seconds since the epoch.
             runtime_version: name and version, for example `ai-edge-litert 2.3.0`.
             tell: hears of every answer once it is committed.
         """
         self._config = config
         self._state, self._slots, self._serving, self._identity = state, slots, serving, identity
-        self._trusted, self._pull, self._clock, self._tell = trusted, pull, clock, tell
+        self._trusted, self._pull, self._wanted = trusted, pull, wanted
+        self._clock, self._tell = clock, tell
         self._runtime_version = runtime_version
 
     def restore(self) -> None:
         """Serve what served before this start; where the disk lost it, what served before that."""
-        for slot in (self._state.active, self._state.previous):
-            if slot is None:
-                continue
-            try:
-                bundle = self._slots.load(slot.name, slot.bundle.sha256)
-                model = Model(slot.bundle, bundle, threads=self._config.threads)
-            except (RefusedError, RuntimeModelError) as error:
-                _LOG.warning("slot %s does not serve any more: %s", slot.name, error)
-                self._roll_back(slot, str(error))
-            else:
-                self._serving.swap(model, lambda: None)
-                return
+        for model, placement in self._state.placements().items():
+            for slot in (placement.active, placement.previous):
+                if slot is not None and self._restore(model, slot):
+                    break
 
-    def _roll_back(self, broken: Slot, reason: str) -> None:
+    def _restore(self, model: str, slot: Slot) -> bool:
+        try:
+            bundle = self._slots.load(model, slot.name, slot.bundle.sha256)
+            self._serving.swap(model, Model(slot.bundle, bundle, threads=self._config.threads))
+        except (RefusedError, RuntimeModelError) as error:
+            _LOG.warning("slot %s of %s does not serve any more: %s", slot.name, model, error)
+            self._roll_back(model, slot, str(error))
+            return False
+        return True
+
+    def _roll_back(self, model: str, broken: Slot, reason: str) -> None:
         with self._state.transaction():
-            self._state.close_window()
-            active = self._state.previous if self._state.active == broken else None
-            self._state.activate(active, None)
-            self._state.put("answered", None)  # so that the desired state is brought about again
+            self._state.close_window(model)
+            before = self._state.placement(model)
+            active = before.previous if before.active == broken else None
+            self._state.place(model, Placement(active=active))  # nothing answered: the wish is tried again
             self._say(broken.bundle, None, "rolled-back", reason)
         self._tell("rolled-back", bundle=broken.bundle, reason=reason)
 
     def apply(self, desired: Desired) -> None:
-        """Bring a desired state about, or refuse it; one that was answered already is left alone.
+        """Bring a desired state about, or refuse it; what was answered already is left alone.
 
         Raises:
-            UnavailableError: somebody did not answer; call again later.
+            UnavailableError: somebody did not answer; call again later. The other models were seen to.
         """
-        ref = desired.bundle
-        if ref is None or desired.revision <= self._state.answered:
+        silence: UnavailableError | None = None
+        for model, wanted in sorted(desired.models.items()):
+            try:
+                self._bring_about(model, wanted)
+            except UnavailableError as error:
+                silence = error
+        if silence is not None:
+            raise silence
+
+    def _bring_about(self, model: str, wanted: Wanted) -> None:
+        placement = self._state.placement(model)
+        ref = wanted.bundle
+        if wanted.revision <= placement.answered:
             return
-        active = self._state.active
-        if active is not None and active.bundle == ref and self._serving.model is not None:
-            self._answer(desired, ref, "activated", "it served already")
-            self._tell("activated", bundle=ref, rollout=desired.rollout)
+        if ref is None:
+            self._remove(model, wanted)
+            return
+        if placement.active is not None and placement.active.bundle == ref and self._serving.get(model) is not None:
+            self._answer(wanted, ref, "activated", "it served already")
+            self._tell("activated", bundle=ref, rollout=wanted.rollout)
             return
         try:
-            bundle, model = self._stage(ref)
+            bundle, made = self._stage(ref, lambda: self._wanted(model) != wanted)
         except (RefusedError, RuntimeModelError, ContractError, OSError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             _LOG.warning("refused %s:%d: %s", ref.model, ref.version, reason)
-            self._answer(desired, ref, "refused", reason)
-            self._tell("refused", bundle=ref, rollout=desired.rollout, reason=reason)
+            self._answer(wanted, ref, "refused", reason)
+            self._tell("refused", bundle=ref, rollout=wanted.rollout, reason=reason)
             return
         del bundle  # its training part and weights need not stay in memory
-        self._serving.swap(model, lambda: self._commit(desired, ref))
+        self._serving.swap(model, made, lambda: self._commit(wanted, ref))
         _LOG.info("activated %s:%d %s", ref.model, ref.version, ref.variant)
-        self._tell("activated", bundle=ref, rollout=desired.rollout)
+        self._tell("activated", bundle=ref, rollout=wanted.rollout)
 
-    def _stage(self, ref: BundleRef) -> tuple[Bundle, Model]:
+    def _remove(self, model: str, wanted: Wanted) -> None:
+        """Take a model off this device; a kill before the commit leaves it whole, one after it only litter."""
+
+        def commit() -> None:
+            with self._state.transaction():
+                self._state.close_window(model)
+                self._state.place(model, Placement(answered=wanted.revision))
+                self._state.event("removed", model, at=self._clock())
+
+        self._serving.swap(model, None, commit)
+        self._slots.remove(model)
+        self._tell("removed", model=model, rollout=wanted.rollout)
+
+    def _stage(self, ref: BundleRef, give_up: Callable[[], bool]) -> tuple[Bundle, Model]:
         target = self._trusted(ref.target)
         if target.sha256 != ref.sha256:
             raise RefusedError(
@@ -118,14 +152,14 @@ class Updater:
                 f"the desired state {ref.sha256[:12]}..."
             )
         self._check_needs(target)  # before a byte of it is fetched
-        path = self._pull(BlobRef(target.sha256, target.size))
+        path = self._pull(BlobRef(target.sha256, target.size), give_up)
         data = path.read_bytes()
-        active = self._state.active
+        placement = self._state.placement(ref.model)
         try:
             bundle = parse(data, target.sha256)
             self._check(ref, bundle)
-            self._state.activate(active, None)  # what served before makes room
-            self._slots.stage(idle(active.name if active else None), data)
+            self._state.place(ref.model, msgspec.structs.replace(placement, previous=None))  # it makes room
+            self._slots.stage(ref.model, idle(placement.active), data)
             model = Model(ref, bundle, threads=self._config.threads)
             self_test(model, bundle)
         finally:
@@ -153,18 +187,19 @@ class Updater:
         if reason is not None:
             raise RefusedError(reason)
 
-    def _commit(self, desired: Desired, ref: BundleRef) -> None:
+    def _commit(self, wanted: Wanted, ref: BundleRef) -> None:
         with self._state.transaction():
-            self._state.close_window()
-            active = self._state.active
-            name = idle(active.name if active else None)
-            self._state.activate(Slot(name=name, bundle=ref, activated_at=self._clock()), active)
-            self._answer(desired, ref, "activated", "")
+            self._state.close_window(ref.model)
+            before = self._state.placement(ref.model).active
+            slot = Slot(name=idle(before), bundle=ref, rollout=wanted.rollout, activated_at=self._clock())
+            self._state.place(ref.model, Placement(active=slot, previous=before))
+            self._answer(wanted, ref, "activated", "")
 
-    def _answer(self, desired: Desired, ref: BundleRef, outcome: str, reason: str) -> None:
+    def _answer(self, wanted: Wanted, ref: BundleRef, outcome: str, reason: str) -> None:
         with self._state.transaction():
-            self._state.put("answered", desired.revision)
-            self._say(ref, desired.rollout, outcome, reason)
+            placement = self._state.placement(ref.model)
+            self._state.place(ref.model, msgspec.structs.replace(placement, answered=wanted.revision))
+            self._say(ref, wanted.rollout, outcome, reason)
 
     def _say(self, ref: BundleRef, rollout: str | None, outcome: str, reason: str) -> None:
         receipt = Receipt(

@@ -1,5 +1,6 @@
 """`fieldfare devices`: expect devices, and see who is there."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,8 +88,8 @@ def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
         "last seen": moment(device.last_seen),
         "agent": hello.get("agent_version", "-"),
         "runtime": hello.get("runtime_version", "-"),
-        "serves": _bundle(hello.get("active")),
-        "should serve": _bundle((device.desired or {}).get("bundle")),
+        "serves": _bundles(hello.get("bundles")),
+        "should serve": _bundles(wanted["bundle"] for wanted in (device.desired or {}).get("models", {}).values()),
     }
     print_table(["", ""], facts.items())
 
@@ -96,10 +97,11 @@ def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
 def _row(device: "Device") -> list[object]:
     hello = device.hello or {}
     there = "yes" if device.connected else "no" if device.enrolled_at else "not enrolled"
-    serves = _bundle(hello.get("active"))
+    serves = _bundles(hello.get("bundles"))
     seen, kind = moment(device.last_seen), device.hardware_class or "-"
     return [device.name, kind, there, seen, serves, hello.get("inferences", "-"), hello.get("samples", "-")]
 
 
-def _bundle(bundle: dict[str, object] | None) -> str:
-    return f"{bundle['model']}:{bundle['version']} {bundle['variant']}" if bundle else "-"
+def _bundles(bundles: Iterable[dict[str, object] | None] | None) -> str:
+    named = (f"{bundle['model']}:{bundle['version']} {bundle['variant']}" for bundle in bundles or () if bundle)
+    return ", ".join(sorted(named)) or "-"

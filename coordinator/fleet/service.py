@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 
-from contract import limits, signatures, topics
+from contract import codec, limits, signatures, topics
 from contract.errors import WireError
-from contract.messages import BundleRef, Desired, Gone, Hello
+from contract.messages import BundleRef, Desired, Gone, Hello, Wanted
 from coordinator import pki
 from coordinator.config import Config
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
@@ -196,12 +196,19 @@ class Fleet:
     # desired state
 
     def set_desired(
-        self, connection: Connection, device: str, rollout: str | None, bundle: BundleRef | None
+        self, connection: Connection, device: str, model: str, rollout: str | None, bundle: BundleRef | None
     ) -> Desired:
-        """Say what a device should serve; the gateway tells it."""
-        query = select(devices.c.desired_revision).where(devices.c.name == device)
-        revision = (connection.execute(query).scalar() or 0) + 1
-        desired = Desired(revision=revision, rollout=rollout, bundle=bundle)
+        """Say what a device should serve of a model, None for nothing; other models stay. The gateway tells it.
+
+        Raises:
+            ConflictError: so many models that the device could not be told.
+        """
+        before = self.desired(connection, device)
+        revision = (before.revision if before else 0) + 1
+        wanted = Wanted(revision=revision, rollout=rollout, bundle=bundle)
+        desired = Desired(revision=revision, models={**(before.models if before else {}), model: wanted})
+        if len(codec.encode_json(desired)) > limits.CONTROL_BYTES:
+            raise ConflictError(f"{device}: {len(desired.models)} models are more than one device can be told of")
         values = {"desired": msgspec.to_builtins(desired), "desired_revision": revision}
         connection.execute(update(devices).where(devices.c.name == device).values(**values))
         return desired

@@ -1,7 +1,6 @@
 """What is registered, and the rules by which it is. Everything here is immutable once something stands on it."""
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,7 +18,6 @@ from coordinator.sql import insert_once, take_turns, to_record
 from coordinator.storage import Storage
 
 _TURN = "variants and bundles"
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 class RequestSignature(Protocol):
@@ -37,7 +35,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         InvalidError: not 1 to 63 lower-case letters, digits and inner `.`, `_`, `-`.
     """
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not bundle.NAME.fullmatch(name) or ".." in name:
         raise InvalidError(f"{what} {name[:80]!r}: use 1 to 63 lower-case letters, digits and inner '.', '_', '-'")
     return name
 

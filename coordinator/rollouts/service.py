@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, select, update
 
 from contract import codec, limits, signatures
 from contract.errors import SignatureError
-from contract.messages import BundleRef, Receipt, SignedReceipt
+from contract.messages import BundleRef, Receipt, SignedReceipt, Wanted
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.fleet.service import Fleet
 from coordinator.records import Rollout, RolloutDevice
@@ -63,7 +63,7 @@ class Rollouts:
         Raises:
             NotFoundError: no such bundle.
             InvalidError: no device, waves that cannot be, or devices that the bundle is not for.
-            ConflictError: the signer refused the bundle, or a device is in another rollout.
+            ConflictError: the signer refused the bundle, or a device is in another rollout of this model.
         """
         if max_failures < 0 or not 0 < device_timeout_s < float("inf"):
             raise InvalidError("max_failures must not be negative, device_timeout_s must be positive")
@@ -75,7 +75,7 @@ class Rollouts:
                 raise ConflictError(f"the signer refused this bundle: {signing[1]}")
             devices = self._fleet.members(connection, cohort)
             drawn = rules.assign(devices, waves, int(id[:8], 16) if seed is None else seed)
-            self._check_devices(connection, bundle_sha256, devices)
+            self._check_devices(connection, bundle, devices)
             row = {key: bundle[key] for key in ("model", "version", "variant", "target")}
             row |= {"bundle_sha256": bundle_sha256, "cohort": cohort, "wave": -1, "state": rules.AWAITING}
             row |= {"max_failures": max_failures, "device_timeout_s": device_timeout_s, "created_at": now}
@@ -87,16 +87,16 @@ class Rollouts:
             self._advance(connection, self._row(connection, id), now)
             return self._record(connection, id)
 
-    def _check_devices(self, connection: Connection, sha256: str, devices: Sequence[str]) -> None:
+    def _check_devices(self, connection: Connection, bundle: RowMapping, devices: Sequence[str]) -> None:
         busy = connection.execute(
             select(rollout_devices.c.device)
             .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
-            .where(rollouts.c.state.in_(rules.OPEN))
+            .where(rollouts.c.state.in_(rules.OPEN), rollouts.c.model == bundle["model"])
         )
         taken = sorted(set(busy.scalars()) & set(devices))
         if taken:
-            raise ConflictError(f"{', '.join(taken[:5])}: in another rollout that has not ended")
-        query = select(signing_requests.c.custom).where(signing_requests.c.bundle_sha256 == sha256)
+            raise ConflictError(f"{', '.join(taken[:5])}: in another rollout of {bundle['model']} that has not ended")
+        query = select(signing_requests.c.custom).where(signing_requests.c.bundle_sha256 == bundle["sha256"])
         allowed = (connection.execute(query).scalar() or {}).get("hardware_classes") or []
         misfits = [name for name in devices if allowed and self._fleet.hardware_class(connection, name) not in allowed]
         if misfits:
@@ -183,7 +183,7 @@ class Rollouts:
             self._end(connection, id, now)
 
     def _offer(self, connection: Connection, row: RowMapping, device: str, now: float) -> None:
-        before = self._fleet.desired(connection, device)
+        before = self._wanted(connection, device, row["model"])
         previous = msgspec.to_builtins(before.bundle) if before is not None and before.bundle is not None else None
         bundle = BundleRef(
             model=row["model"],
@@ -192,7 +192,11 @@ class Rollouts:
             target=row["target"],
             sha256=row["bundle_sha256"],
         )
-        self._fleet.set_desired(connection, device, row["id"], bundle)
+        try:
+            self._fleet.set_desired(connection, device, row["model"], row["id"], bundle)
+        except ConflictError as error:
+            self._settle(connection, row["id"], device, rules.REFUSED, reason=str(error), now=now)
+            return
         values = {"state": rules.OFFERED, "offered_at": now, "updated_at": now, "previous": previous}
         connection.execute(update(rollout_devices).where(_member(row["id"], device)).values(**values))
 
@@ -211,11 +215,16 @@ class Rollouts:
         connection.execute(update(rollout_devices).where(_member(id, device)).values(**values))
         if state == rules.ACTIVATED:
             return
-        desired = self._fleet.desired(connection, device)
-        if desired is not None and desired.rollout == id:
+        model = self._row(connection, id)["model"]
+        wanted = self._wanted(connection, device, model)
+        if wanted is not None and wanted.rollout == id:
             previous = connection.execute(select(rollout_devices.c.previous).where(_member(id, device))).scalar()
             bundle = msgspec.convert(previous, BundleRef) if previous else None
-            self._fleet.set_desired(connection, device, None, bundle)
+            self._fleet.set_desired(connection, device, model, None, bundle)
+
+    def _wanted(self, connection: Connection, device: str, model: str) -> Wanted | None:
+        desired = self._fleet.desired(connection, device)
+        return desired.models.get(model) if desired is not None else None
 
     def _end(self, connection: Connection, id: str, now: float) -> None:  # noqa: A002 its name
         self._set(connection, id, finished_at=now)

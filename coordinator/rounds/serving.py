@@ -34,9 +34,11 @@ def find(connection: Connection, model: str, names: Sequence[str], *, version: i
     """
     query = select(bundles.c.sha256, bundles.c.version).where(bundles.c.model == model)
     versions = {row.sha256: row.version for row in connection.execute(query)}
-    active = _active(connection, names)
     wanted = {
-        name: sha256 for name, sha256 in active.items() if sha256 in versions and version in {None, versions[sha256]}
+        name: sha256
+        for name, serves in _serving(connection, names).items()
+        for sha256 in serves
+        if sha256 in versions and version in {None, versions[sha256]}
     }
     if not wanted:
         which = model if version is None else f"{model}:{version}"
@@ -48,9 +50,9 @@ def find(connection: Connection, model: str, names: Sequence[str], *, version: i
 
 def devices_with(connection: Connection, bundle_sha256: str, names: Sequence[str]) -> list[str]:
     """Those of `names` that serve this bundle, sorted."""
-    return sorted(name for name, sha256 in _active(connection, names).items() if sha256 == bundle_sha256)
+    return sorted(name for name, serves in _serving(connection, names).items() if bundle_sha256 in serves)
 
 
-def _active(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+def _serving(connection: Connection, names: Sequence[str]) -> dict[str, list[str]]:
     rows = connection.execute(select(devices.c.name, devices.c.hello).where(devices.c.name.in_(names)))
-    return {row.name: ((row.hello or {}).get("active") or {}).get("sha256", "") for row in rows}
+    return {row.name: [bundle["sha256"] for bundle in (row.hello or {}).get("bundles", [])] for row in rows}

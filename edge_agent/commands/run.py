@@ -12,12 +12,13 @@ example:
   edge-agent run --state agent --json | jq -r 'select(.event == "refused") | .reason'
 
 With --json, standard output has one JSON object a line, with `event`, `at` (seconds since the epoch) and:
-  started       device, bundle (what serves, or null)
+  started       device, bundles (what serves)
   connected     broker
   disconnected  reason
   activated     bundle, rollout
   refused       bundle, rollout, reason (the old bundle serves on)
   rolled-back   bundle (the one that was lost), reason
+  removed       model, rollout (a model was taken off this device)
   window        samples, bundle_sha256 (a profile window was sent)
   round         run, round, kind, examples, metrics, error (empty where it succeeded)
   dropped       topic, reason (a message that broke the contract)

@@ -26,12 +26,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(msgspec.json.encode(status).decode())
         return 0
-    bundle = status.active
     print(f"device           {status.device}")
     print(
         f"running          {'yes' if status.running else 'no'}, {'connected' if status.connected else 'not connected'}"
     )
-    print(f"active bundle    {f'{bundle.model}:{bundle.version} {bundle.variant}' if bundle else 'none'}")
+    serves = [f"{model}:{served.bundle.version} {served.bundle.variant}" for model, served in status.models.items()]
+    print(f"serves           {', '.join(serves) or 'nothing'}")
     print(f"inferences       {status.inferences}")
     print(f"pending reports  {status.pending_reports}")
     print(f"last refusal     {status.last_refusal or 'none'}")

@@ -38,6 +38,7 @@ class Coordinator:
         self.served: list[int] = []
         self.deaf = False
         self.revision = 0
+        self.wanted: dict[str, messages.Wanted] = {}
         self._lock = threading.Lock()
         self.client = Client(broker, "coordinator", clean=False)
         self.client._client.on_message = lambda _c, _d, message: self._on_message(message.topic, message.payload)
@@ -54,8 +55,15 @@ class Coordinator:
         return ref
 
     def desire(self, device: str, ref: messages.BundleRef, rollout: str = "r1") -> None:
+        self._desire(device, ref.model, ref, rollout)
+
+    def remove(self, device: str, model: str) -> None:
+        self._desire(device, model, None, None)
+
+    def _desire(self, device: str, model: str, ref: messages.BundleRef | None, rollout: str | None) -> None:
         self.revision += 1
-        desired = messages.Desired(revision=self.revision, rollout=rollout, bundle=ref)
+        self.wanted[model] = messages.Wanted(revision=self.revision, rollout=rollout, bundle=ref)
+        desired = messages.Desired(revision=self.revision, models=self.wanted)
         self._send(topics.down(device, "desired"), codec.encode_json(desired), retain=True)
 
     def instruct(self, device: str, bundle_sha256: str, weights: tensors.Arrays, **fields: Any) -> messages.Instruction:

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from contract import codec
-from contract.messages import BlobRef, Receipt, SignedReceipt, Up
+from contract.messages import BlobRef, BundleRef, Desired, Receipt, SignedReceipt, Up, Wanted
 from edge_agent.config import Config, Folder
-from edge_agent.errors import TrustError
+from edge_agent.errors import TrustError, UnavailableError
 from edge_agent.identity import Identity
 from edge_agent.serving import Serving
 from edge_agent.slots import Slots
@@ -60,6 +60,7 @@ class Parts:
         self.signed: dict[str, str] = {}
         self.content: dict[str, bytes] = {}
         self.custom: dict[str, Any] = {}
+        self.wanted: dict[str, Wanted] = {}
         self.now = 1000.0
         self._write_identity()
         self.state = State(self.folder.state, outbox_id="o")
@@ -72,6 +73,7 @@ class Parts:
             identity=Identity(config.device, self.folder),
             trusted=self._trusted,
             pull=self._pull,
+            wanted=self.wanted.get,
             clock=lambda: self.now,
             runtime_version="ai-edge-litert 2.3.0",
         )
@@ -104,9 +106,22 @@ class Parts:
         if target not in self.signed:
             raise TrustError(f"the signed metadata names no target {target}")
         digest = self.signed[target]
+        if digest == "silence":
+            raise UnavailableError("nobody answered")
         return Target(len(self.content[digest]), digest, **self.custom)
 
-    def _pull(self, blob: BlobRef) -> Path:
+    def want(self, revision: int, bundle: bytes | BundleRef, rollout: str | None = "r") -> None:
+        """Ask the updater for a bundle of a model."""
+        ref = bundle if isinstance(bundle, BundleRef) else agent_bundles.ref(bundle)
+        self.wanted[ref.model] = Wanted(revision=revision, rollout=rollout, bundle=ref)
+        self.updater.apply(Desired(revision=revision, models=self.wanted))
+
+    def served(self, model: str = "thirds") -> int | None:
+        """Version that serves."""
+        found = self.serving.get(model)
+        return found.ref.version if found else None
+
+    def _pull(self, blob: BlobRef, _give_up: Callable[[], bool]) -> Path:
         path = self.folder.staging / "pulled"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(self.content[blob.sha256])

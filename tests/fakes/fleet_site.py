@@ -136,7 +136,7 @@ class Site:
             agent_version="0.1.0",
             runtime_version="litert",
             hardware_class="x86-64",
-            active=None,
+            bundles=[],
             samples=3,
             inferences=7,
             sent_at=self.now,

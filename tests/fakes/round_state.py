@@ -69,7 +69,7 @@ def add_devices(storage: Storage, bundle_sha256: str, *names: str, version: int 
             "agent_version": "0.1.0",
             "runtime_version": "2",
             "hardware_class": "x",
-            "active": ref,
+            "bundles": [ref],
             "samples": 60,
             "inferences": 0,
             "sent_at": 0.0,

@@ -114,9 +114,7 @@ def test_a_slot_that_the_disk_broke_is_rolled_back_and_then_healed(
     coordinator.desire(agent.device, second)
     agent.wait(lambda: coordinator.receipts(agent.certificate)[1:])
     agent.kill()
-    slot = read(agent.folder.root).slot
-    assert slot is not None
-    path = agent.folder.slots / slot / "bundle.zip"
+    path = agent.folder.slots / second.model / read(agent.folder.root).models[second.model].slot / "bundle.zip"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     agent.start()
     receipts = agent.wait(lambda: (all_of := coordinator.receipts(agent.certificate)) and len(all_of) == 4 and all_of)

@@ -61,11 +61,11 @@ def test_a_signed_bundle_is_activated_serves_and_every_inference_is_counted_once
     assert [window.counts.samples for window in windows] == [50, 50, 20]
     assert {window.bundle_sha256 for window in windows} == {ref.sha256}
     agent.wait(lambda: coordinator.hellos[-1].samples == 120)
-    assert coordinator.hellos[-1].active == ref
+    assert coordinator.hellos[-1].bundles == [ref]
     status = read(agent.folder.root)
     assert status.running
     assert status.connected
-    assert (status.inferences, status.active) == (120, ref)
+    assert (status.inferences, status.models[ref.model].bundle) == (120, ref)
     agent.wait(lambda: read(agent.folder.root).pending_reports == 0)
     command = [sys.executable, "-m", "edge_agent", "run", "--state", str(agent.folder.root)]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,7 +85,7 @@ def activate(coordinator: Coordinator, agent: AgentProcess, bundle: bytes) -> me
 
 def refusal(coordinator: Coordinator, agent: AgentProcess, ref: messages.BundleRef) -> str:
     """Wish for a bundle that must be refused; the reason, after checking that the old one serves on."""
-    old = read(agent.folder.root).active
+    old = read(agent.folder.root).models
     before = len(coordinator.receipts(agent.certificate))
     samples = coordinator.samples()
     coordinator.desire(agent.device, ref, rollout="bad")
@@ -94,7 +94,7 @@ def refusal(coordinator: Coordinator, agent: AgentProcess, ref: messages.BundleR
     agent.feed(f"after-{before}", *agent_models.samples(10, seed=before))
     agent.wait(lambda: coordinator.samples() == samples + 10)
     status = read(agent.folder.root)
-    assert status.active == old
+    assert status.models == old
     assert receipt.reason in status.last_refusal
     refused = [event for event in agent.events() if event["event"] == "refused"]
     assert (refused[-1]["reason"], refused[-1]["bundle"]["sha256"]) == (receipt.reason, ref.sha256)
@@ -121,7 +121,7 @@ def test_a_bundle_that_must_not_serve_is_refused_with_a_reason_and_the_old_slot_
     reason = refusal(coordinator, agent, agent_bundles.ref(forged))
     assert "names no target" in reason
     last = activate(coordinator, agent, agent_bundles.make(version=7, variant="int8"))
-    assert read(agent.folder.root).active == last
+    assert read(agent.folder.root).models[last.model].bundle == last
 
 
 def test_metadata_signed_with_the_wrong_key_is_refused(coordinator: Coordinator, agent: AgentProcess) -> None:
@@ -164,7 +164,7 @@ def test_a_round_trains_on_the_device_and_its_update_comes_back_whole(
     assert [event["event"] for event in told if event["event"] != "window"] == [
         "started", "connected", "activated", "round", "round", "round",
     ]  # fmt: skip
-    assert (told[0]["device"], told[0]["bundle"]) == (agent.device, None)
+    assert (told[0]["device"], told[0]["bundles"]) == (agent.device, [])
     assert sum(event["samples"] for event in told if event["event"] == "window") == 60
     rounds = [event for event in told if event["event"] == "round"]
     assert [event["kind"] for event in rounds] == ["train", "evaluate", "train"]

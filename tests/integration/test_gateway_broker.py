@@ -62,7 +62,7 @@ class Whole:
 
     def desire(self, name: str) -> Desired:
         with self.site.engine.begin() as connection:
-            return self.site.fleet.set_desired(connection, name, "r", None)
+            return self.site.fleet.set_desired(connection, name, "digits", "r", None)
 
 
 @pytest.fixture(params=["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -37,8 +38,8 @@ BODIES: dict[str, messages.Body] = {
 }
 MESSAGES: dict[str, msgspec.Struct] = {
     "hello": messages.Hello(
-        boot="b-1", agent_version="0.1.0", runtime_version="2.3.0", hardware_class="x86-64", active=REF, samples=7,
-        inferences=9, sent_at=1.25,
+        boot="b-1", agent_version="0.1.0", runtime_version="2.3.0", hardware_class="x86-64", bundles=[REF],
+        samples=7, inferences=9, sent_at=1.25,
     ),
     "gone": messages.Gone(boot="b-1"),
     "metadata-request": messages.MetadataRequest(name="2.root.json"),
@@ -66,12 +67,35 @@ def test_the_bytes_of_a_message_are_those_of_its_golden_file(name: str) -> None:
 
 
 def test_the_desired_state_is_readable_json() -> None:
-    desired, path = messages.Desired(revision=3, rollout="ro-1", bundle=REF), GOLDEN / "desired.json"
+    models = {
+        "digits": messages.Wanted(revision=3, rollout="ro-1", bundle=REF),
+        "sounds": messages.Wanted(revision=2, rollout=None, bundle=None),
+    }
+    desired, path = messages.Desired(revision=3, models=models), GOLDEN / "desired.json"
     if os.environ.get("FIELDFARE_WRITE_GOLDEN"):
         path.write_bytes(codec.encode_json(desired))
 
     assert codec.encode_json(desired) == path.read_bytes()
     assert codec.decode_json(path.read_bytes(), messages.Desired) == desired
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "change", "reason"),
+    [
+        ("../digits", 1, {}, "model name"),
+        ("a..b", 1, {}, "model name"),
+        ("sounds", 1, {}, "a bundle of 'digits'"),
+        ("digits", 3, {}, "since revision 3 of 2"),
+        ("digits", -1, {}, "since revision -1"),
+        ("digits", 1, {"sha256": "../" * 21 + "x"}, "SHA-256"),
+    ],
+)
+def test_a_desired_state_that_no_device_may_act_on_is_refused(
+    model: str, revision: int, change: dict[str, str], reason: str
+) -> None:
+    wanted = messages.Wanted(revision=revision, rollout=None, bundle=msgspec.structs.replace(REF, **change))
+    with pytest.raises(WireError, match=re.escape(reason)):
+        messages.check_desired(messages.Desired(revision=2, models={model: wanted}))
 
 
 @pytest.mark.parametrize("name", MESSAGES)

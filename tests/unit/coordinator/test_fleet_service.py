@@ -136,8 +136,8 @@ def test_each_desired_state_has_a_larger_revision_and_is_published_once(site: Si
     ref = site.register()
     with site.engine.begin() as connection:
         assert site.fleet.unpublished(connection) == []
-        site.fleet.set_desired(connection, "meter-1", "r1", ref)
-        second = site.fleet.set_desired(connection, "meter-1", None, None)
+        site.fleet.set_desired(connection, "meter-1", "digits", "r1", ref)
+        second = site.fleet.set_desired(connection, "meter-1", "digits", None, None)
         assert second.revision == 2
         assert site.fleet.unpublished(connection) == [("meter-1", second)]
         site.fleet.published(connection, "meter-1", 1)

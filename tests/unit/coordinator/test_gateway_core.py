@@ -23,6 +23,7 @@ from contract.messages import (
     Report,
     RoundReply,
     SignedReceipt,
+    Wanted,
 )
 from coordinator.errors import ConflictError
 from coordinator.fleet.tables import received
@@ -240,13 +241,15 @@ def test_desired_states_and_instructions_are_published_until_the_broker_has_them
     ref = stage.register()
     stage.instructions.waiting = [("meter-2", instruction())]
     with stage.engine.begin() as connection:
-        stage.fleet.set_desired(connection, "meter-1", "r", ref)
+        stage.fleet.set_desired(connection, "meter-1", "digits", "r", ref)
     unsent, _ = stage.core.tick(NOW)  # the broker never acknowledged
     messages = stage.tick()
     assert messages == unsent
     desired, round_ = messages
     assert (desired.topic, desired.retain) == (topics.down("meter-1", "desired"), True)
-    assert codec.decode_json(desired.payload, Desired) == Desired(revision=1, rollout="r", bundle=ref)
+    assert codec.decode_json(desired.payload, Desired) == Desired(
+        revision=1, models={"digits": Wanted(revision=1, rollout="r", bundle=ref)}
+    )
     assert (round_.topic, round_.retain) == (topics.down("meter-2", "round"), False)
     assert stage.tick() == []
     stage.core.reconnected(session_lost=False)

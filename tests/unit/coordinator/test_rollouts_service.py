@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from contract.errors import ContractError, SignatureError
-from contract.messages import BundleRef, Desired, SignedReceipt
+from contract.messages import BundleRef, Desired, SignedReceipt, Wanted
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
 from coordinator.records import Rollout
 from coordinator.rollouts import waves
@@ -32,6 +32,11 @@ def site(tmp_path: Path, database: str) -> Iterator[Site]:
 def desired(site: Site, name: str) -> Desired | None:
     with site.engine.begin() as connection:
         return site.fleet.desired(connection, name)
+
+
+def wanted(revision: int, rollout: str | None, bundle: BundleRef | None) -> Desired:
+    """A desired state of one model."""
+    return Desired(revision=revision, models={"digits": Wanted(revision=revision, rollout=rollout, bundle=bundle)})
 
 
 def states(rollout: Rollout) -> dict[str, str]:
@@ -61,7 +66,7 @@ def test_a_rollout_waits_for_the_signature_then_a_canary_then_the_rest(site: Sit
     (canary,) = in_wave(rollout, 0)
     assert (rollout.state, rollout.wave) == ("rolling", 0)
     assert states(rollout) == {name: "offered" if name == canary else "pending" for name in NAMES}
-    assert desired(site, canary) == Desired(revision=1, rollout=rollout.id, bundle=ref)
+    assert desired(site, canary) == wanted(1, rollout.id, ref)
     site.answer(canary, ref, rollout=rollout.id)
     rollout = site.rollouts.get(rollout.id)
     assert (rollout.wave, set(states(rollout).values())) == (1, {"activated", "offered"})
@@ -93,9 +98,9 @@ def test_a_device_that_fails_is_sent_back_to_what_it_served(site: Site) -> None:
     site.answer("meter-1", first, rollout=rollout.id)
     second = signed(site, 2)
     rollout = site.rollouts.start(second.sha256, cohort="name=meter-1")
-    assert desired(site, "meter-1") == Desired(revision=2, rollout=rollout.id, bundle=second)
+    assert desired(site, "meter-1") == wanted(2, rollout.id, second)
     site.answer("meter-1", second, outcome="refused", rollout=rollout.id)
-    assert desired(site, "meter-1") == Desired(revision=3, rollout=None, bundle=first)
+    assert desired(site, "meter-1") == wanted(3, None, first)
 
 
 def test_silence_is_a_failure_after_the_devices_time(site: Site) -> None:
@@ -135,7 +140,7 @@ def test_an_aborted_rollout_withdraws_its_offers(site: Site) -> None:
     (canary,) = in_wave(rollout, 0)
     rollout = site.rollouts.abort(rollout.id)
     assert (rollout.state, set(states(rollout).values())) == ("aborted", {"withdrawn"})
-    assert desired(site, canary) == Desired(revision=2, rollout=None, bundle=None)
+    assert desired(site, canary) == wanted(2, None, None)
     site.answer(canary, ref, rollout=rollout.id)
     assert states(site.rollouts.get(rollout.id))[canary] == "withdrawn"
 

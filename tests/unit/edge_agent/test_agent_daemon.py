@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from contract import codec, limits, signatures, topics
-from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up
+from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up, Wanted
 from coordinator import pki
 from edge_agent import config, daemon, events, signing
 from edge_agent.config import Config, Folder
@@ -79,10 +79,13 @@ def _down(channel: str, payload: bytes, device: str = DEVICE) -> Message:
         Message(topics.up(DEVICE, "hello"), b""),
         _down("unknown", b""),
         _down("desired", b"{"),
-        _down("desired", b'{"type":"desired","revision":%d,"rollout":null,"bundle":null}' % 2**63),
-        _down("desired", b'{"type":"desired","revision":-%d,"rollout":null,"bundle":null}' % 2**63),
+        _down("desired", b'{"type":"desired","revision":%d,"models":{}}' % 2**63),
+        _down("desired", b'{"type":"desired","revision":-%d,"models":{}}' % 2**63),
+        _down(
+            "desired", b'{"type":"desired","revision":1,"models":{"../m":{"revision":1,"rollout":null,"bundle":null}}}'
+        ),
         _down("ack", codec.encode(Ack(outbox="OUTBOX", seqs=[2**63]))),
-        _down("desired", b'{"type":"desired","revision":"1","rollout":null,"bundle":null}'),
+        _down("desired", b'{"type":"desired","revision":"1","models":{}}'),
         _down("desired", b"[" * 10_000),
         _down("desired", b" " * (limits.CONTROL_BYTES + 1)),
         _down("metadata", b"\xc1"),
@@ -119,43 +122,48 @@ def test_a_pull_ends_at_once_when_another_bundle_is_wanted(
 ) -> None:
     def desired(revision: int) -> Desired:
         ref = BundleRef(model="m", version=revision, variant="v", target=f"bundles/{revision}", sha256="a" * 64)
-        return Desired(revision=revision, rollout=None, bundle=ref)
+        wanted = Wanted(revision=revision, rollout=None, bundle=ref)
+        return Desired(revision=revision, models={"m": wanted, "x": Wanted(revision=1, rollout=None, bundle=None)})
 
     asked = threading.Event()
+    looked_up: list[str] = []
 
     def send(message: Up) -> bool:
         if isinstance(message, BlockRequest):
             asked.set()
         return True
 
+    def trusted(target: str) -> daemon.trust.Target:
+        looked_up.append(target)
+        return daemon.trust.Target(10_000_000, "a" * 64)
+
     monkeypatch.setattr(agent._session, "send", send)
-    monkeypatch.setattr(agent._updater, "_trusted", lambda _target: daemon.trust.Target(10_000_000, "a" * 64))
+    monkeypatch.setattr(agent._updater, "_trusted", trusted)
     agent._on_event(_down("desired", codec.encode_json(desired(1))))
     worker = threading.Thread(target=agent._work, args=(agent._update, agent._wake_updater))
     worker.start()
     assert asked.wait(10)
-    first = agent._applying
     agent._on_event(_down("desired", codec.encode_json(desired(2))))
-    for _ in range(100):
-        if agent._applying != first:
+    for _ in range(200):
+        if len(looked_up) > 1:
             break
         agent._stopping.wait(0.05)
     agent.stop()
     worker.join(10)
-    assert agent._applying == desired(2)
+    assert looked_up[:2] == ["bundles/1", "bundles/2"]
 
 
 def test_what_a_kill_left_half_written_is_swept_and_the_slots_stay(folder: Folder) -> None:
     for path in (
-        folder.slots / "a" / ".bundle.zip.1234",
-        folder.slots / "a" / "bundle.zip",
+        folder.slots / "m" / "a" / ".bundle.zip.1234",
+        folder.slots / "m" / "a" / "bundle.zip",
         folder.staging / "new.part",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     (folder.staging / "job-1").mkdir()
     daemon._sweep(folder, older_than=0.0)
-    assert sorted(path.name for path in (folder.slots / "a").iterdir()) == ["bundle.zip"]
+    assert sorted(path.name for path in (folder.slots / "m" / "a").iterdir()) == ["bundle.zip"]
     assert [path.name for path in folder.staging.iterdir()] == ["new.part"]
 
 

@@ -190,9 +190,9 @@ def test_the_command_enrols_and_status_speaks_before_the_first_run(
     assert json.loads(capsys.readouterr().out) == {"device": "meter-1", "broker": "127.0.0.1:8883"}
     assert main(["status", "--state", root, "--json"]) == 0
     told = msgspec.json.decode(capsys.readouterr().out, type=status.Status)
-    assert (told.device, told.running, told.active, told.pending_reports) == ("meter-1", False, None, 0)
+    assert (told.device, told.running, told.models, told.pending_reports) == ("meter-1", False, {}, 0)
     assert main(["status", "--state", root]) == 0
-    assert "active bundle    none" in capsys.readouterr().out
+    assert "serves           nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from contract import profile, tensors
 from contract.bundle import unpack
-from contract.messages import Desired, ProfileWindow
+from contract.messages import ProfileWindow
 from edge_agent.monitor import Monitor
 from edge_agent.serving import Model
 from tests.fakes import agent_bundles, agent_models
@@ -27,7 +28,8 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
 
 def _serve(parts: Parts) -> None:
     bundle = agent_bundles.make()
-    parts.serving.model = Model(agent_bundles.ref(bundle), unpack(bundle), threads=1)
+    ref = agent_bundles.ref(bundle)
+    parts.serving.swap(ref.model, Model(ref, unpack(bundle), threads=1))
 
 
 def _monitor(parts: Parts) -> Monitor:
@@ -74,7 +76,7 @@ def test_a_file_whose_output_is_not_finite_is_passed_over_and_the_next_one_count
     monitor = _monitor(parts)
     _feed(parts, "000", x=agent_models.samples(3, seed=1)[0])
     _feed(parts, "001", x=agent_models.samples(50, seed=0)[0])
-    model = parts.serving.model
+    model = parts.serving.only()
     assert model is not None
     model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
         np.full((len(values), agent_models.CLASSES), np.nan, np.float32) if len(values) == 3 else real(values)
@@ -89,7 +91,7 @@ def test_a_file_whose_output_is_not_finite_is_passed_over_and_the_next_one_count
 def test_a_large_file_is_inferred_in_parts_that_fit_into_memory(parts: Parts) -> None:
     monitor = _monitor(parts)
     sizes: list[int] = []
-    model = parts.serving.model
+    model = parts.serving.only()
     assert model is not None
     model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
         sizes.append(len(values)) or real(values)
@@ -155,20 +157,19 @@ def test_however_samples_are_split_into_files_their_counts_add_up_to_the_same(
 ) -> None:
     parts = Parts(tmp_path_factory.mktemp("agent"))
     _serve(parts)
-    assert parts.serving.model is not None
+    model = parts.serving.only()
+    assert model is not None
     x, _ = agent_models.samples(sum(sizes), seed=1)
     starts = np.cumsum([0, *sizes])
     for index, (start, size) in enumerate(zip(starts, sizes, strict=False)):
         _feed(parts, f"{index:03d}", x=x[start : start + size])
     _run(_monitor(parts), parts)
-    total = profile.zero(parts.serving.model.profile)
+    total = profile.zero(model.profile)
     for window in _windows(parts):
         assert 0 < window.counts.samples <= CONFIG.window_samples
         total = profile.add(total, window.counts)
-    inference = parts.serving.model.infer(x) if len(x) else None
-    expected = (
-        parts.serving.model.count(inference, slice(None)) if inference else profile.zero(parts.serving.model.profile)
-    )
+    inference = model.infer(x) if len(x) else None
+    expected = model.count(inference, slice(None)) if inference else profile.zero(model.profile)
     assert total == expected
     parts.state.close()
 
@@ -190,7 +191,7 @@ def test_a_crash_in_the_middle_of_a_file_undoes_the_whole_file(parts: Parts, mon
         broken.setattr(parts.state, "file_done", crash)
         with pytest.raises(KeyboardInterrupt):
             monitor.tick()
-    assert (_windows(parts), parts.state.window) == ([], None)
+    assert (_windows(parts), parts.state.windows()) == ([], [])
     _run(_monitor(parts), parts)
     assert sum(window.counts.samples for window in _windows(parts)) == 60
 
@@ -225,7 +226,7 @@ def test_a_file_that_is_no_tensors_is_passed_over(parts: Parts) -> None:
 
 
 def test_without_a_bundle_files_wait(parts: Parts) -> None:
-    parts.serving.model = None
+    parts.serving.swap("thirds", None)
     _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
     monitor = _monitor(parts)
     assert not monitor.tick()
@@ -242,8 +243,9 @@ def test_where_nobody_confirms_for_long_windows_grow_instead_of_the_outbox(
         _feed(parts, f"{index:03d}", x=agent_models.samples(60, seed=index)[0])
     _run(monitor, parts)
     assert [window.counts.samples for window in _windows(parts)] == [50]
-    assert parts.state.window is not None
-    assert parts.state.window.counts.samples == 130
+    window = parts.state.window("thirds")
+    assert window is not None
+    assert window.counts.samples == 130
     parts.state.forget("o", parts.state.pending(10))
     monitor.tick()
     assert [window.counts.samples for window in _windows(parts)] == [130]
@@ -253,13 +255,26 @@ def test_a_window_closes_before_the_bundle_changes(parts: Parts) -> None:
     for version in (1, 2):
         bundle = agent_bundles.make(version=version)
         parts.sign(bundle)
-        desired = Desired(revision=version, rollout=None, bundle=agent_bundles.ref(bundle))
-        parts.updater.apply(desired)
+        parts.want(version, bundle)
         _feed(parts, f"{version}", x=agent_models.samples(10 * version, seed=version)[0])
         assert _monitor(parts).tick()
     (first,) = _windows(parts)
     assert first.counts.samples == 10
-    assert parts.state.window is not None
-    assert parts.state.window.counts.samples == 20
-    assert parts.serving.model is not None
-    assert parts.state.window.bundle_sha256 == parts.serving.model.ref.sha256 != first.bundle_sha256
+    window, model = parts.state.window("thirds"), parts.serving.get("thirds")
+    assert window is not None
+    assert model is not None
+    assert window.counts.samples == 20
+    assert window.bundle_sha256 == model.ref.sha256 != first.bundle_sha256
+
+
+def test_the_source_waits_until_it_is_said_which_of_several_models_it_feeds(parts: Parts) -> None:
+    other = agent_bundles.make(model="fourths")
+    ref = agent_bundles.ref(other)
+    parts.serving.swap(ref.model, Model(ref, unpack(other), threads=1))
+    _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
+    assert not _monitor(parts).tick()
+    config = msgspec.structs.replace(CONFIG, source_model="fourths")
+    source = parts.folder.source(CONFIG)
+    monitor = Monitor(config, source=source, state=parts.state, serving=parts.serving, clock=lambda: parts.now)
+    _run(monitor, parts)
+    assert [window.bundle_sha256 for window in _windows(parts)] == [ref.sha256]

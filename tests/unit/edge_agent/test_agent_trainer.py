@@ -12,7 +12,7 @@ import pytest
 
 from contract import tensors
 from contract.errors import ContractError
-from contract.messages import BlobRef, Desired, Instruction, RoundReply, UploadBlock
+from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
 from edge_agent.errors import AgentError, UnavailableError
 from edge_agent.rounds import Rounds
 from edge_agent.trainer import Job, carry_out
@@ -104,7 +104,7 @@ class Bench:
         self.parts = parts = Parts(root)
         self.bundle = agent_bundles.make()
         parts.sign(self.bundle)
-        parts.updater.apply(Desired(revision=1, rollout=None, bundle=agent_bundles.ref(self.bundle)))
+        parts.want(1, self.bundle)
         parts.state.forget("o", parts.state.pending(10))
         x, y = agent_models.samples(30, seed=0)
         self.files = [root / "000.safetensors"]

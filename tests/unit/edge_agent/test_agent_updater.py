@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contract.messages import BundleRef, Desired
+from contract.messages import Desired, Wanted
 from edge_agent.config import Config
 from edge_agent.errors import UnavailableError
 from edge_agent.updater import Updater
@@ -22,21 +22,14 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
     made.state.close()
 
 
-def _desired(revision: int, bundle: bytes, rollout: str = "r") -> Desired:
-    return Desired(revision=revision, rollout=rollout, bundle=agent_bundles.ref(bundle))
-
-
-def _served(parts: Parts) -> int | None:
-    return parts.serving.model.ref.version if parts.serving.model else None
-
-
 def test_two_bundles_in_turn_use_both_slots_and_the_newer_one_serves(parts: Parts) -> None:
     for version in (1, 2, 3):
         bundle = agent_bundles.make(version=version)
         parts.sign(bundle)
-        parts.updater.apply(_desired(version, bundle))
-        assert _served(parts) == version
-    active, previous = parts.state.active, parts.state.previous
+        parts.want(version, bundle)
+        assert parts.served() == version
+    placement = parts.state.placement("thirds")
+    active, previous = placement.active, placement.previous
     assert active is not None
     assert previous is not None
     assert (active.name, active.bundle.version, previous.name, previous.bundle.version) == ("a", 3, "b", 2)
@@ -58,9 +51,9 @@ def test_a_bundle_that_does_not_belong_here_is_refused(parts: Parts, manifest: d
     good, bad = agent_bundles.make(), agent_bundles.make(version=2, **manifest)
     for bundle in (good, bad):
         parts.sign(bundle)
-    parts.updater.apply(_desired(1, good))
-    parts.updater.apply(_desired(2, bad, "r2"))
-    assert _served(parts) == 1
+    parts.want(1, good)
+    parts.want(2, bad, "r2")
+    assert parts.served() == 1
     receipt = parts.receipts()[-1]
     assert (receipt.outcome, receipt.rollout, receipt.bundle.version) == ("refused", "r2", 2)
     assert reason in receipt.reason
@@ -85,7 +78,7 @@ def test_what_the_signed_metadata_says_is_checked_before_anything_is_fetched(
     parts.custom = custom
     parts.content.clear()  # a pull would fail with another reason
     parts.content[agent_bundles.ref(bundle).sha256] = b""
-    parts.updater.apply(_desired(1, bundle))
+    parts.want(1, bundle)
     (receipt,) = parts.receipts()
     assert (receipt.outcome, reason in receipt.reason) == ("refused", True)
     assert not (parts.folder.staging / "pulled").exists()
@@ -94,16 +87,16 @@ def test_what_the_signed_metadata_says_is_checked_before_anything_is_fetched(
 def test_every_flipped_byte_is_refused_and_the_old_slot_serves(parts: Parts) -> None:
     good, next_one = agent_bundles.make(), agent_bundles.make(version=2)
     parts.sign(good)
-    parts.updater.apply(_desired(1, good))
+    parts.want(1, good)
     parts.sign(next_one)
     ref = agent_bundles.ref(next_one)
     for revision, position in enumerate(range(0, len(next_one), len(next_one) // 8), start=2):
         flipped = bytearray(next_one)
         flipped[position] ^= 0x10
         parts.content[ref.sha256] = bytes(flipped)
-        parts.updater.apply(_desired(revision, next_one))
+        parts.want(revision, next_one)
         assert "SHA-256" in parts.receipts()[-1].reason
-    assert _served(parts) == 1
+    assert parts.served() == 1
     assert not (parts.folder.staging / "pulled").exists()
 
 
@@ -112,7 +105,7 @@ def test_a_signed_file_that_is_no_bundle_is_refused(parts: Parts) -> None:
     ref = msgspec.structs.replace(agent_bundles.ref(agent_bundles.make()), sha256=hashlib.sha256(junk).hexdigest())
     parts.signed[ref.target] = ref.sha256
     parts.content[ref.sha256] = junk
-    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    parts.want(1, ref, None)
     assert "not a bundle" in parts.receipts()[-1].reason
 
 
@@ -120,7 +113,7 @@ def test_a_bundle_that_calls_itself_something_else_is_refused(parts: Parts) -> N
     bundle = agent_bundles.make(version=2)
     ref = msgspec.structs.replace(agent_bundles.ref(bundle), version=3)
     parts.sign(bundle)
-    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    parts.want(1, ref, None)
     assert "wanted is thirds:3" in parts.receipts()[-1].reason
 
 
@@ -128,7 +121,7 @@ def test_metadata_that_names_another_digest_than_the_desired_state_is_refused(pa
     bundle, other = agent_bundles.make(), agent_bundles.make(version=2)
     parts.sign(bundle)
     ref = msgspec.structs.replace(agent_bundles.ref(bundle), sha256=agent_bundles.ref(other).sha256)
-    parts.updater.apply(Desired(revision=1, rollout=None, bundle=ref))
+    parts.want(1, ref, None)
     assert "the desired state" in parts.receipts()[-1].reason
 
 
@@ -136,37 +129,35 @@ def test_an_answered_revision_is_left_alone_and_a_new_rollout_of_the_same_bundle
     bundle = agent_bundles.make()
     parts.sign(bundle)
     for _ in range(2):
-        parts.updater.apply(_desired(3, bundle))
-    parts.updater.apply(_desired(2, bundle, "older"))
+        parts.want(3, bundle)
+    parts.want(2, bundle, "older")
     assert len(parts.receipts()) == 1
-    parts.updater.apply(_desired(4, bundle, "again"))
+    parts.want(4, bundle, "again")
     assert [receipt.rollout for receipt in parts.receipts()] == ["r", "again"]
-    parts.updater.apply(Desired(revision=5, rollout=None, bundle=None))
-    assert len(parts.receipts()) == 2
 
 
 def test_nobody_answering_is_no_refusal(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = agent_bundles.make()
 
-    def silent(_self: Updater, _ref: BundleRef) -> None:
+    def silent(_self: Updater, *_: object) -> None:
         raise UnavailableError("nobody answered")
 
     monkeypatch.setattr(Updater, "_stage", silent)
     with pytest.raises(UnavailableError):
-        parts.updater.apply(_desired(1, bundle))
-    assert (parts.receipts(), parts.state.answered) == ([], 0)
+        parts.want(1, bundle)
+    assert (parts.receipts(), parts.state.placement("thirds").answered) == ([], 0)
 
 
 def test_a_commit_that_fails_leaves_the_old_model_and_no_receipt(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     good, next_one = agent_bundles.make(), agent_bundles.make(version=2)
     for bundle in (good, next_one):
         parts.sign(bundle)
-    parts.updater.apply(_desired(1, good))
+    parts.want(1, good)
     monkeypatch.setattr(parts.state, "event", _full_disk)
     with pytest.raises(OSError, match="disk"):
-        parts.updater.apply(_desired(2, next_one))
-    assert _served(parts) == 1
-    active = parts.state.active
+        parts.want(2, next_one)
+    assert parts.served() == 1
+    active = parts.state.placement("thirds").active
     assert active is not None
     assert active.bundle.version == 1
     assert len(parts.receipts()) == 1
@@ -180,22 +171,22 @@ def test_what_served_is_restored_and_a_broken_slot_gives_way_to_the_one_before(p
     for version in (1, 2):
         bundle = agent_bundles.make(version=version)
         parts.sign(bundle)
-        parts.updater.apply(_desired(version, bundle))
-    active = parts.state.active
+        parts.want(version, bundle)
+    active = parts.state.placement("thirds").active
     assert active is not None
-    path = parts.slots.path(active.name)
+    path = parts.slots.path("thirds", active.name)
     path.write_bytes(path.read_bytes()[:100])
     parts.state.close()
     again = Parts(parts.folder.root)
     try:
         again.updater.restore()
-        assert _served(again) == 1
+        assert again.served() == 1
         receipt = again.receipts()[-1]
         assert (receipt.outcome, receipt.bundle.version) == ("rolled-back", 2)
-        assert again.state.answered == 0
-        assert again.serving.model is not None
+        assert again.state.placement("thirds").answered == 0
         x, _ = agent_models.samples(3, seed=0)
-        assert again.serving.model.infer(x).probabilities.shape == (3, 3)
+        with again.serving.use("thirds") as model:
+            assert model.infer(x).probabilities.shape == (3, 3)
     finally:
         again.state.close()
 
@@ -205,6 +196,49 @@ def test_a_device_of_the_right_class_takes_the_bundle(tmp_path: Path) -> None:
     parts = Parts(tmp_path, config)
     bundle = agent_bundles.make(hardware_classes=["npu"])
     parts.sign(bundle)
-    parts.updater.apply(_desired(1, bundle))
-    assert _served(parts) == 1
+    parts.want(1, bundle)
+    assert parts.served() == 1
     parts.state.close()
+
+
+def test_several_models_serve_side_by_side_and_each_is_answered_for_itself(parts: Parts) -> None:
+    first, second = agent_bundles.make(), agent_bundles.make(model="fourths")
+    bad = agent_bundles.make(model="fourths", version=2, golden_shift=1.0)
+    for bundle in (first, second, bad):
+        parts.sign(bundle)
+    parts.want(1, first)
+    parts.want(2, second)
+    assert [ref.model for ref in parts.serving.bundles()] == ["fourths", "thirds"]
+    assert parts.serving.only() is None
+    parts.want(3, bad)
+    assert (parts.served("thirds"), parts.served("fourths")) == (1, 1)
+    assert [receipt.outcome for receipt in parts.receipts()] == ["activated", "activated", "refused"]
+
+
+def test_a_model_that_is_not_wanted_any_more_goes_with_its_slots_and_nothing_else_does(parts: Parts) -> None:
+    first, second = agent_bundles.make(), agent_bundles.make(model="fourths")
+    for revision, bundle in enumerate((first, second), start=1):
+        parts.sign(bundle)
+        parts.want(revision, bundle)
+    parts.wanted["thirds"] = Wanted(revision=3, rollout=None, bundle=None)
+    for _ in range(2):
+        parts.updater.apply(Desired(revision=3, models=parts.wanted))
+    assert (parts.serving.names(), sorted(path.name for path in parts.folder.slots.iterdir())) == (
+        ["fourths"],
+        ["fourths"],
+    )
+    with pytest.raises(UnavailableError, match="no model thirds"), parts.serving.use("thirds"):
+        pass
+    assert parts.state.last_event("removed") is not None
+    parts.want(4, first)
+    assert parts.served() == 1
+
+
+def test_a_model_that_nobody_answers_for_does_not_keep_the_others_waiting(parts: Parts) -> None:
+    first, second = agent_bundles.make(model="a-first"), agent_bundles.make()
+    parts.sign(second)
+    parts.signed[agent_bundles.ref(first).target] = "silence"
+    parts.wanted["a-first"] = Wanted(revision=1, rollout=None, bundle=agent_bundles.ref(first))
+    with pytest.raises(UnavailableError):
+        parts.want(2, second)
+    assert (parts.serving.names(), parts.state.placement("a-first").answered) == (["thirds"], 0)
