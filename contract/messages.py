@@ -39,6 +39,21 @@ class BundleRef(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """Reports that left an outbox unsent since it was made, because they were too many or too old.
+
+    Attributes:
+        samples: inferences that the dropped profile windows counted.
+        rounds: blocks of updates and answers to instructions.
+    """
+
+    receipts: int = 0
+    alerts: int = 0
+    windows: int = 0
+    samples: int = 0
+    rounds: int = 0
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
     """What a device says of itself when it connects, when that changes, and as a heartbeat.
 
@@ -48,6 +63,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
         bundles: what serves, one bundle a model.
         samples: labelled samples that a round could train on.
         inferences: inferences since boot.
+        dropped: what will never come.
         sent_at: device clock, seconds since the epoch.
     """
 
@@ -58,6 +74,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     bundles: list[BundleRef]
     samples: int
     inferences: int
+    dropped: Dropped = Dropped()
     sent_at: float
 
 
@@ -190,6 +207,22 @@ class SignedReceipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     signature: bytes
 
 
+class Alert(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="alert"):
+    """Something that a device's owner should know, said by the device itself.
+
+    Attributes:
+        kind: one word, for example `rollback`, `outbox`, `disk` or `clock`.
+        text: a sentence.
+        model: that it is about; empty where it is about none.
+        at: device clock, seconds since the epoch.
+    """
+
+    kind: str
+    text: str
+    model: str = ""
+    at: float
+
+
 class ProfileWindow(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="profile-window"):
     """What a device saw between two moments, as integer counts on the bundle's fixed bins."""
 
@@ -226,7 +259,7 @@ class RoundReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     counts: Counts | None
 
 
-Body = SignedReceipt | ProfileWindow | UploadBlock | RoundReply
+Body = SignedReceipt | Alert | ProfileWindow | UploadBlock | RoundReply
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="report"):

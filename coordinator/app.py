@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from contract.messages import ProfileWindow, RoundReply, SignedReceipt, UploadBlock
+from contract.messages import Alert, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from coordinator import api, config, overview, records
 from coordinator.config import Config
 from coordinator.errors import SetupError
@@ -78,6 +78,7 @@ def compose(state: Path) -> Services:
     monitoring = Monitoring(storage, settings, answer=answer, cohort=fleet.members)
     handlers: dict[type, Handler] = {
         SignedReceipt: rollouts.on_receipt,
+        Alert: fleet.on_alert,
         ProfileWindow: monitoring.on_profile_window,
         UploadBlock: rounds.on_upload_block,
         RoundReply: rounds.on_round_reply,

@@ -129,8 +129,24 @@ class DeviceToken(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
 
 
+class DeviceAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a device said its owner should know; `at` is on the device's clock."""
+
+    kind: str
+    text: str
+    model: str
+    at: float
+    received_at: float
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """An enrolled or expected agent. `hello` is its last message of that kind, `desired` what it should serve."""
+    """An enrolled or expected agent.
+
+    Attributes:
+        hello: its last message of that kind.
+        desired: what it should serve.
+        alerts: the newest first; only where one device is asked for.
+    """
 
     name: str
     hardware_class: str | None = None
@@ -140,6 +156,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: float | None = None
     hello: dict[str, Any] | None = None
     desired: dict[str, Any] | None = None
+    alerts: list[DeviceAlert] = []
 
 
 class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):

@@ -131,7 +131,7 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         max_bytes: of all that wait.
-        keep_days: after which a report goes.
+        keep_days: of the agent's running time, after which a report other than a receipt goes.
     """
 
     max_bytes: int = 64 * 1024 * 1024

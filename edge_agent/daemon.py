@@ -48,6 +48,7 @@ from edge_agent.updater import Updater
 _LOG = logging.getLogger(__name__)
 _BACKOFF_S = (0.5, 10.0)
 _STALE_S = 7 * 86400.0
+_EXPIRE_S = 600.0
 
 
 class Agent:
@@ -68,7 +69,7 @@ class Agent:
         self._stopping = threading.Event()
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
-        self._state = State(folder.state, outbox_id=uuid.uuid4().hex)
+        self._state = State(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
         self._state.put("connected", False)  # a killed agent could not say so
         self._serving = Serving()
         self._session = Session(
@@ -82,7 +83,7 @@ class Agent:
         self._flow = Flow(retry_s=self._config.retry_s)
         self._compose(folder)
         self._updater.restore()
-        self._hello_at = 0.0
+        self._hello_at = self._expire_at = 0.0
 
     def _compose(self, folder: config.Folder) -> None:
         slots = Slots(folder.slots)
@@ -242,12 +243,15 @@ class Agent:
 
     def _speak(self) -> None:
         self._session.revive()
+        if time.monotonic() >= self._expire_at:
+            self._expire_at = time.monotonic() + _EXPIRE_S
+            self._state.expire()
         if not self._session.connected:
             return
         now = time.monotonic()
         if now >= self._hello_at and self._session.send(self._hello()):
             self._hello_at = now + self._config.hello_s
-        for seq in self._flow.due(self._state.pending(8), now):
+        for seq in self._flow.due(self._state.pending(Flow.LOOK_AHEAD), now):
             report = self._state.read_report(seq)
             if report is not None and self._session.send(report):
                 self._flow.sent(seq, now)
@@ -267,6 +271,7 @@ class Agent:
             bundles=self._serving.bundles(),
             samples=self._monitor.labelled(),
             inferences=self._serving.inferences,
+            dropped=self._state.dropped,
             sent_at=time.time(),
         )
 

@@ -20,7 +20,6 @@ from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
 _FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
-_OUTBOX_FULL = 1000  # reports; beyond it windows grow instead of closing, so that a long silence loses nothing
 
 
 class Monitor:
@@ -72,7 +71,7 @@ class Monitor:
     def _close_quiet(self) -> None:
         for model in list(self._since):
             quiet = abs(self._clock() - self._since[model])  # the clock may have been set back
-            if quiet >= self._config.window_idle_s and self._has_room():
+            if quiet >= self._config.window_idle_s and self._state.has_room_for_windows():
                 self._state.close_window(model)
                 del self._since[model]
 
@@ -94,9 +93,6 @@ class Monitor:
         kept = set(present).intersection(self._done)
         self._state.forget_files(self._done.keys() - kept)
         self._done = {name: self._done[name] for name in kept}
-
-    def _has_room(self) -> bool:
-        return self._state.pending_count() < _OUTBOX_FULL
 
     def _process(self, model: Model, name: str) -> None:
         now = self._clock()
@@ -149,5 +145,5 @@ class Monitor:
         ended = max(now, window.started_at)  # the clock may have been set back
         grown = msgspec.structs.replace(window, ended_at=ended, counts=profile.add(window.counts, counts))
         self._state.set_window(model, grown)
-        if grown.counts.samples >= self._config.window_samples and self._has_room():
+        if grown.counts.samples >= self._config.window_samples and self._state.has_room_for_windows():
             self._state.close_window(model)

@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from contract import topics
+from contract import limits, topics
 from contract.errors import TopicError
 
 
@@ -46,6 +46,11 @@ def _device(value: str) -> str:
     return ""
 
 
+def _outbox_bytes(value: int) -> str:
+    least = limits.MESSAGE_BYTES
+    return "" if value >= least else f"must hold one message, at least {least}, is {value}"
+
+
 def _url(value: str) -> str:
     try:
         parts = urllib.parse.urlsplit(value)
@@ -60,6 +65,7 @@ _RULES: dict[str, Callable[[Any], str]] = {
     "broker_port": _port,
     "api.http_port": _port_or_none,
     "url": _url,
+    "outbox.max_bytes": _outbox_bytes,
     **dict.fromkeys(
         (
             "window_samples",
@@ -76,7 +82,6 @@ _RULES: dict[str, Callable[[Any], str]] = {
             "api.burst",
             "api.max_body_bytes",
             "samples.keep_days",
-            "outbox.max_bytes",
             "outbox.keep_days",
         ),
         _positive,

@@ -152,6 +152,11 @@ class Rounds:
 
     def _answer(self, reply: RoundReply, update: bytes) -> None:
         with self._state.transaction():
+            if reply.weights is not None and not self._state.has_room(len(update)):
+                error = f"no room for an update of {len(update)} bytes in the outbox; raise outbox.max_bytes"
+                reply = RoundReply(
+                    instruction=reply.instruction, error=error, examples=0, metrics={}, weights=None, counts=None
+                )
             if reply.weights is not None:
                 count = -(-len(update) // limits.BLOCK_BYTES)
                 for index in range(count):

@@ -6,15 +6,18 @@ answered change together or not at all.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from contract import codec, limits
-from contract.messages import Body, BundleRef, Instruction, ProfileWindow, Report
+from contract import codec
+from contract.messages import Alert, Body, BundleRef, Dropped, Instruction, ProfileWindow, Report
+from edge_agent import outbox
+from edge_agent.config import Outbox as Bounds
 from edge_agent.errors import ConfigError
 
 T = TypeVar("T")
@@ -23,14 +26,14 @@ _SCHEMA = """
 create table if not exists meta (key text primary key, value blob not null);
 create table if not exists models (name text primary key, placement blob not null);
 create table if not exists windows (model text primary key, value blob not null);
-create table if not exists outbox (seq integer primary key autoincrement, body blob not null);
 create table if not exists files (
     name text primary key, samples integer not null, labelled integer not null, error text not null, at real not null);
 create table if not exists instructions (
     id text primary key, payload blob not null, done integer not null, at real not null);
 create table if not exists events (id integer primary key, at real not null, kind text not null, text text not null);
 """
-_ENVELOPE_BYTES = 1024  # of a Report around its body
+_RUNNING = "running_s"
+_DROPPED, _DROPPED_ALERT = "dropped", "dropped_alert"
 _REMEMBERED = 1000  # events, and names of instructions that are done
 
 
@@ -68,18 +71,31 @@ class Event(msgspec.Struct, frozen=True):
 class State:
     """The agent's memory on disk. Safe to use from several threads; open it once a process."""
 
-    def __init__(self, path: Path, *, outbox_id: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        outbox_id: str,
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Open or create.
 
         Args:
             path: the SQLite file; its folder exists.
             outbox_id: name of the outbox if it must be created now.
+            bounds: of the outbox; None are the defaults.
+            clock: seconds since the epoch, for people.
+            monotonic: seconds. Reports age by the time that the agent runs, since the clock of a device may jump.
 
         Raises:
             ConfigError: the file is no database, or the disk does not take it.
         """
         self._lock = threading.RLock()
         self._depth = 0
+        self._clock, self._monotonic = clock, monotonic
+        self._outbox = outbox.Outbox(self._rows, bounds or Bounds())
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         try:
             self._prepare(outbox_id)
@@ -91,12 +107,13 @@ class State:
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         self._db.execute("pragma cache_size = -512")  # KiB: the default 2 MB is much for a small device
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA + outbox.SCHEMA)
         with self.transaction():
             self.outbox_id = self.get("outbox_id", str, "")
             if not self.outbox_id:
                 self.outbox_id = outbox_id
                 self.put("outbox_id", outbox_id)
+            self._began = self._monotonic() - self.get(_RUNNING, float, 0.0)
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -116,6 +133,7 @@ class State:
                 yield
                 self._db.execute("commit")
             except BaseException:
+                self._outbox.undone()
                 if self._db.in_transaction:  # on a full disk SQLite may have undone it already, or not
                     self._db.execute("rollback")
                 raise
@@ -161,34 +179,69 @@ class State:
         Raises:
             TooLargeError: it could never be sent.
         """
-        encoded = codec.encode(body)
-        codec.check_size(encoded, limits.MESSAGE_BYTES - _ENVELOPE_BYTES, f"a {type(body).__name__} report")
         with self.transaction():
-            self._rows("insert into outbox (body) values (?)", encoded)
-            return int(self._rows("select last_insert_rowid()")[0][0])
+            before = self.dropped
+            seq, after = self._outbox.add(body, at=self._age(), dropped=before)
+            self._note_dropped(before, after)
+            return seq
+
+    def has_room(self, size: int) -> bool:
+        """Whether reports of so many bytes fit without others going for them."""
+        with self._lock:
+            return not self._outbox.is_over(size)
+
+    def expire(self) -> None:
+        """Let reports go that waited for longer than they may; call this now and then."""
+        with self.transaction():
+            before = self.dropped
+            self._note_dropped(before, self._outbox.expire(self._age(), before))
+
+    @property
+    def dropped(self) -> Dropped:
+        """Reports that left the outbox unsent."""
+        return self.get(_DROPPED, Dropped, Dropped())
+
+    def has_room_for_windows(self) -> bool:
+        """Whether profile windows may close; where not, they lose nothing by growing instead."""
+        with self._lock:
+            return self._outbox.has_room_for_windows()
 
     def pending(self, limit: int) -> list[int]:
-        """The first sequence numbers that are not acknowledged, in order."""
-        return [int(seq) for (seq,) in self._rows("select seq from outbox order by seq limit ?", limit)]
+        """Sequence numbers of the reports to send first that are not acknowledged."""
+        return self._outbox.pending(limit)
 
     def pending_count(self) -> int:
         """Reports that are not acknowledged."""
-        return int(self._rows("select count(*) from outbox")[0][0])
+        return self._outbox.count()
 
     def read_report(self, seq: int) -> Report | None:
         """A report that is still in the outbox."""
-        rows = self._rows("select body from outbox where seq = ?", seq)
-        if not rows:
-            return None
-        body: Body = msgspec.msgpack.decode(rows[0][0], type=Body)
-        return Report(outbox=self.outbox_id, seq=seq, body=body)
+        body = self._outbox.read(seq)
+        return None if body is None else Report(outbox=self.outbox_id, seq=seq, body=body)
 
     def forget(self, outbox_id: str, seqs: Sequence[int]) -> None:
         """The coordinator has these reports; those of another outbox are none of ours."""
         if outbox_id == self.outbox_id:
             with self.transaction():
-                for seq in seqs:
-                    self._rows("delete from outbox where seq = ?", seq)
+                self._outbox.forget(seqs)
+
+    def _age(self) -> float:
+        """Seconds that the agent has run since the state was made, remembered."""
+        age = self._monotonic() - self._began
+        self.put(_RUNNING, age)
+        return age
+
+    def _note_dropped(self, before: Dropped, after: Dropped) -> None:
+        """Remember what went, and say so unless that still waits to be said."""
+        if before == after:
+            return
+        if self._outbox.read(self.get(_DROPPED_ALERT, int, 0)) is None:
+            text = "reports that waited too long or took too much room are dropped unsent, the least important first"
+            at = self._clock()
+            seq, after = self._outbox.add(Alert(kind="outbox", text=text, at=at), at=self._age(), dropped=after)
+            self.put(_DROPPED_ALERT, seq)
+            self.event("outbox", text, at=at)
+        self.put(_DROPPED, after)
 
     # The open profile windows and the sample files that were counted.
 

@@ -91,7 +91,13 @@ def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
         "serves": _bundles(hello.get("bundles")),
         "should serve": _bundles(wanted["bundle"] for wanted in (device.desired or {}).get("models", {}).values()),
     }
+    dropped = {key: count for key, count in (hello.get("dropped") or {}).items() if count}
+    if dropped:
+        facts["dropped unsent"] = ", ".join(f"{count} {key}" for key, count in dropped.items())
     print_table(["", ""], facts.items())
+    if device.alerts:
+        rows = [[moment(alert.received_at), alert.kind, alert.model or "-", alert.text] for alert in device.alerts]
+        print_table(["ALERT", "KIND", "MODEL", ""], rows)
 
 
 def _row(device: "Device") -> list[object]:

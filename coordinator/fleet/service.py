@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -9,23 +10,25 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from contract import codec, limits, signatures, topics
 from contract.errors import WireError
-from contract.messages import BundleRef, Desired, Gone, Hello, Wanted
+from contract.messages import Alert, BundleRef, Desired, Gone, Hello, Wanted
 from coordinator import pki
 from coordinator.config import Config
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from coordinator.fleet import cohort as cohorts
-from coordinator.fleet.tables import devices, received
+from coordinator.fleet.tables import device_alerts, devices, received
 from coordinator.pki import Authority
-from coordinator.records import Device, DeviceToken
+from coordinator.records import Device, DeviceAlert, DeviceToken
 from coordinator.sql import insert_once
 from coordinator.storage import Storage
 
 _CLASS_LENGTH = 63
 _CLOCK_S = 300.0  # how far a device's clock may be off
+_ALERT_KIND, _ALERT_TEXT, _ALERT_MODEL = 32, 2000, 128  # characters
+_ALERTS_KEPT, _ALERTS_SHOWN = 100, 10  # of a device
 _DENIED = "this enrolment token is unknown, used or expired; ask for a new one"
 
 
@@ -138,9 +141,15 @@ class Fleet:
         """
         with self._engine.begin() as connection:
             row = connection.execute(select(devices).where(devices.c.name == name)).mappings().first()
+            alerts = self._alerts(connection, name)
         if row is None:
             raise NotFoundError(f"no device {name[:64]!r}; add it with: fieldfare devices add")
-        return _record(row)
+        return msgspec.structs.replace(_record(row), alerts=alerts)
+
+    def _alerts(self, connection: Connection, name: str) -> list[DeviceAlert]:
+        columns = [device_alerts.c[field.name] for field in msgspec.structs.fields(DeviceAlert)]
+        query = select(*columns).where(device_alerts.c.device == name).order_by(device_alerts.c.id.desc())
+        return [DeviceAlert(**row) for row in connection.execute(query.limit(_ALERTS_SHOWN)).mappings()]
 
     def find(self, cohort: str = "all") -> list[Device]:
         """Devices of a cohort by name, those that are expected but not enrolled too."""
@@ -187,6 +196,24 @@ class Fleet:
         """The connection of that boot ended; a device that has started again since is there."""
         mine = (devices.c.name == device) & (devices.c.boot == gone.boot)
         connection.execute(update(devices).where(mine).values(connected=False, last_seen=now))
+
+    def on_alert(self, connection: Connection, device: str, alert: Alert, now: float) -> None:
+        """Keep what a device's owner should know; the newest 100 of each device.
+
+        Raises:
+            InvalidError: no kind, too long, or no time.
+        """
+        if not 0 < len(alert.kind) <= _ALERT_KIND or len(alert.text) > _ALERT_TEXT or len(alert.model) > _ALERT_MODEL:
+            raise InvalidError(f"{device}: an alert without a kind, or longer than {_ALERT_TEXT} characters")
+        if not -math.inf < alert.at < math.inf:
+            raise InvalidError(f"{device}: an alert at {alert.at}")
+        values = {"device": device, "received_at": now, **msgspec.structs.asdict(alert)}
+        connection.execute(insert(device_alerts).values(**values))
+        mine = device_alerts.c.device == device
+        newest = select(device_alerts.c.id).where(mine).order_by(device_alerts.c.id.desc())
+        last_kept = connection.execute(newest.offset(_ALERTS_KEPT - 1).limit(1)).scalar()
+        if last_kept is not None:
+            connection.execute(delete(device_alerts).where(mine, device_alerts.c.id < last_kept))
 
     def receive(self, connection: Connection, device: str, outbox: str, seq: int, *, now: float, dropped: str) -> bool:
         """Note a report; False if it was noted before, so its effect must not happen again."""

@@ -1,6 +1,6 @@
 """Tables of the fleet."""
 
-from sqlalchemy import Boolean, Column, Float, Integer, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, Index, Integer, String, Table, Text
 
 from coordinator.storage import Json, metadata
 
@@ -33,4 +33,18 @@ received = Table(
     Column("seq", Integer, primary_key=True),
     Column("received_at", Float, nullable=False),
     Column("dropped", Text, nullable=False, default=""),  # why it had no effect, if it had none
+)
+
+# What devices said that their owners should know; the newest of each device.
+device_alerts = Table(
+    "device_alerts",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),  # order of arrival
+    Column("device", String(63), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("at", Float, nullable=False),  # device clock
+    Column("received_at", Float, nullable=False),  # coordinator clock
+    Index(None, "device", "id"),
 )

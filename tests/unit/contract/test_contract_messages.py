@@ -28,6 +28,7 @@ COUNTS = Counts(
 )
 BODIES: dict[str, messages.Body] = {
     "signed-receipt": messages.SignedReceipt(payload=b"payload", signature=b"signature"),
+    "alert": messages.Alert(kind="disk", text="the disk is full", model="digits", at=1.5),
     "profile-window": messages.ProfileWindow(
         bundle_sha256=SHA, profile_digest=SHA, started_at=1.5, ended_at=2.5, counts=COUNTS
     ),

@@ -9,10 +9,10 @@ from sqlalchemy import select
 
 from contract import signatures
 from contract.errors import TopicError
-from contract.messages import Gone
+from contract.messages import Alert, Gone
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from coordinator.fleet import cohort
-from coordinator.fleet.tables import devices
+from coordinator.fleet.tables import device_alerts, devices
 from tests.fakes.broker_process import device_key_and_csr
 from tests.fakes.fleet_site import Site
 
@@ -171,3 +171,37 @@ def test_a_token_names_its_device_for_its_audience_and_its_time_only(site: Site)
     site.now += 200
     with pytest.raises(DeniedError, match="expired"):
         site.fleet.device_of(token, "blobs")
+
+
+def test_the_newest_alerts_of_a_device_are_kept_and_shown_newest_first(site: Site) -> None:
+    site.enrol("meter-1")
+    site.enrol("meter-2")
+    with site.engine.begin() as connection:
+        for number in range(130):
+            alert = Alert(kind="disk", text=f"full {number}", model="digits", at=float(number))
+            site.fleet.on_alert(connection, "meter-1", alert, 5.0)
+        site.fleet.on_alert(connection, "meter-2", Alert(kind="clock", text="it is 1970", at=1.0), 6.0)
+        kept = connection.execute(select(device_alerts.c.text).where(device_alerts.c.device == "meter-1")).scalars()
+        assert [text.split()[1] for text in kept] == [str(number) for number in range(30, 130)]
+    shown = site.fleet.get("meter-1").alerts
+    assert [alert.text for alert in shown] == [f"full {number}" for number in range(129, 119, -1)]
+    assert (shown[0].kind, shown[0].model, shown[0].at, shown[0].received_at) == ("disk", "digits", 129.0, 5.0)
+    assert [alert.text for alert in site.fleet.get("meter-2").alerts] == ["it is 1970"]
+
+
+@pytest.mark.parametrize(
+    "alert",
+    [
+        Alert(kind="", text="x", at=1.0),
+        Alert(kind="k" * 33, text="x", at=1.0),
+        Alert(kind="k", text="x" * 2001, at=1.0),
+        Alert(kind="k", text="x", model="m" * 129, at=1.0),
+        Alert(kind="k", text="x", at=float("nan")),
+        Alert(kind="k", text="x", at=float("inf")),
+    ],
+)
+def test_an_alert_that_does_not_fit_is_refused(site: Site, alert: Alert) -> None:
+    site.enrol("meter-1")
+    with site.engine.begin() as connection, pytest.raises(InvalidError):
+        site.fleet.on_alert(connection, "meter-1", alert, 5.0)
+    assert site.fleet.get("meter-1").alerts == []

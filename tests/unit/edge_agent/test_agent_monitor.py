@@ -237,7 +237,7 @@ def test_without_a_bundle_files_wait(parts: Parts) -> None:
 def test_where_nobody_confirms_for_long_windows_grow_instead_of_the_outbox(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_agent.monitor._OUTBOX_FULL", 1)
+    monkeypatch.setattr(parts.state, "has_room_for_windows", lambda: parts.state.pending_count() < 1)
     monitor = _monitor(parts)
     for index in range(3):
         _feed(parts, f"{index:03d}", x=agent_models.samples(60, seed=index)[0])
