@@ -35,7 +35,9 @@ from edge_agent import __version__, config, trust
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
+from edge_agent.liveness import Stopping, Vitals
 from edge_agent.monitor import Monitor
+from edge_agent.notify import Notifier
 from edge_agent.outbox import Flow
 from edge_agent.rounds import Rounds
 from edge_agent.serving import Serving
@@ -54,8 +56,8 @@ _EXPIRE_S = 600.0
 class Agent:
     """Everything between the folder on disk and the broker."""
 
-    def __init__(self, folder: config.Folder, *, tell: Tell = silent) -> None:
-        """Open the folder and restore what served; `tell` hears what happens.
+    def __init__(self, folder: config.Folder, *, tell: Tell = silent, notifier: Notifier | None = None) -> None:
+        """Open the folder and restore what served; `tell` hears what happens, `notifier` what a supervisor wants.
 
         Raises:
             ConfigError: the folder is not usable.
@@ -66,7 +68,8 @@ class Agent:
         self._config = config.load(folder)
         self._identity = Identity(self._config.device, folder)
         self._boot = uuid.uuid4().hex
-        self._stopping = threading.Event()
+        self._stopping = Stopping()
+        self._vitals = Vitals(self._stopping, notifier or Notifier())
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._state = State(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
@@ -139,10 +142,13 @@ class Agent:
         self._session.start()
         for worker in workers:
             worker.start()
+        self._vitals.ready()
         try:
             while not self._stopping.is_set():
                 self._listen_and_speak()
+                self._vitals.show(self._status_line(), time.monotonic())
         finally:
+            self._vitals.stopping()
             self.stop()
             for worker in workers:
                 worker.join()
@@ -150,6 +156,10 @@ class Agent:
             self._state.put("connected", False)
             self._state.close()
             self._tell("stopped")
+
+    def _status_line(self) -> str:
+        serves = ", ".join(f"{ref.model}:{ref.version} {ref.variant}" for ref in self._serving.bundles())
+        return f"serves {serves or 'nothing yet'}, {'connected' if self._session.connected else 'not connected'}"
 
     def _listen_and_speak(self) -> None:
         try:
@@ -163,21 +173,26 @@ class Agent:
     def _work(self, work: Callable[[threading.Event], None], wake: threading.Event) -> None:
         """Call `work` until the agent ends; whatever it raises, it is tried again, later and later."""
         delay = _BACKOFF_S[0]
-        while not self._stopping.is_set():
-            try:
-                work(wake)
-                delay = _BACKOFF_S[0]
-                continue
-            except UnavailableError as error:
-                _LOG.info("%s; again in %.0f s", error, delay)
-            except Exception:  # noqa: BLE001  # one failing part must not silence the others
-                _LOG.exception("failed unexpectedly; again in %.0f s", delay)
-            self._stopping.wait(delay)
-            delay = min(2 * delay, _BACKOFF_S[1])
+        with self._stopping.watched():
+            while not self._stopping.is_set():
+                try:
+                    work(wake)
+                    delay = _BACKOFF_S[0]
+                    continue
+                except UnavailableError as error:
+                    _LOG.info("%s; again in %.0f s", error, delay)
+                except Exception:  # noqa: BLE001  # one failing part must not silence the others
+                    _LOG.exception("failed unexpectedly; again in %.0f s", delay)
+                self._stopping.wait(delay)
+                delay = min(2 * delay, _BACKOFF_S[1])
+
+    def _await(self, wake: threading.Event) -> None:
+        with self._stopping.resting():
+            wake.wait()
+        wake.clear()
 
     def _update(self, wake: threading.Event) -> None:
-        wake.wait()
-        wake.clear()
+        self._await(wake)
         desired = self._desired
         if desired is None or self._stopping.is_set():
             return
@@ -197,8 +212,7 @@ class Agent:
 
     def _train(self, wake: threading.Event) -> None:
         if not self._rounds.tick():
-            wake.wait()
-            wake.clear()
+            self._await(wake)
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -284,12 +298,14 @@ def run(root: Path, *, tell: Tell = silent) -> None:
     """
     folder = config.Folder(root)
     config.load(folder)
+    if os.geteuid() == 0:
+        _LOG.warning("runs as root, which it never needs: start it as a user of its own (docs/devices.md)")
     os.umask(0o077)
     with folder.lock.open("w") as lock:
         if not _locked(lock):
             raise ConfigError(f"{root}: another agent runs in this folder; stop it first")
         _sweep(folder, older_than=time.time() - _STALE_S)
-        agent = Agent(folder, tell=tell)
+        agent = Agent(folder, tell=tell, notifier=Notifier.from_environment())
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()

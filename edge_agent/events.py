@@ -19,6 +19,16 @@ def silent(_event: str, /, **_fields: object) -> None:
     """Tell nobody."""
 
 
+def everybody(*listeners: Tell) -> Tell:
+    """Tells several."""
+
+    def tell(event: str, /, **fields: object) -> None:
+        for listener in listeners:
+            listener(event, **fields)
+
+    return tell
+
+
 class Lines:
     """Tells a stream, one JSON object a line: `event`, `at` (seconds since the epoch), then the event's own fields."""
 

@@ -1,10 +1,9 @@
 """`edge-agent run`."""
 
 import argparse
-import logging
-import sys
 
 from edge_agent.commands.parsing import Commands, command
+from edge_agent.logs import LEVELS, STYLES
 
 _EXAMPLE = """\
 example:
@@ -29,19 +28,25 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
 def add(commands: Commands) -> None:
     """Add the command."""
     run = command(commands, "run", _run, "Run the agent until SIGTERM.", _EXAMPLE)
-    run.add_argument("--verbose", action="store_true", help="log what is done, on standard error")
+    run.add_argument(
+        "--log",
+        choices=STYLES,
+        default="auto",
+        help="where the log goes: text or JSON lines on standard error, or systemd's journal with native fields; "
+        "auto is the journal where standard error leads there, else text",
+    )
+    run.add_argument("--log-level", choices=LEVELS, help="instead of log_level in agent.toml")
+    run.add_argument("--verbose", action="store_const", dest="log_level", const="info", help="as --log-level info")
     run.add_argument("--json", action="store_true", help="print each event as one line of JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    import sys
     import time
 
-    from edge_agent import daemon, events
+    from edge_agent import config, daemon, events, logs
 
-    daemon.run(options.state, tell=events.Lines(sys.stdout, time.time) if options.json else events.silent)
+    logs.configure(options.log, options.log_level or config.load(config.Folder(options.state)).log_level)
+    listeners = [events.Lines(sys.stdout, time.time)] if options.json else []
+    daemon.run(options.state, tell=events.everybody(logs.told, *listeners))
     return 0

@@ -5,7 +5,6 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,17 @@ import pytest
 
 from contract import codec, limits, signatures, topics
 from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up, Wanted
-from coordinator import pki
 from edge_agent import config, daemon, events, signing
 from edge_agent.config import Config, Folder
 from edge_agent.session import Disconnected, Message
-from tests.fakes.broker_process import device_key_and_csr
+from tests.fakes import agent_folder
 
 DEVICE = "meter-1"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    pki.create(tmp_path / "coordinator")
-    made = Folder(tmp_path / "agent")
-    key, csr = device_key_and_csr(DEVICE)
-    certificate = pki.Authority.load(tmp_path / "coordinator").sign_csr(csr, DEVICE, days=1, now=datetime.now(UTC))
-    made.key.parent.mkdir(parents=True)
-    made.key.write_bytes(
-        key.private_bytes(pki.serialization.Encoding.PEM, pki.serialization.PrivateFormat.PKCS8,
-                          pki.serialization.NoEncryption())
-    )  # fmt: skip
-    made.certificate.write_bytes(certificate)
-    made.ca.write_bytes((tmp_path / "coordinator" / "pki" / "ca.crt").read_bytes())
-    config.save(made, Config(device=DEVICE, broker_host="127.0.0.1", broker_port=1))
-    return made
+    return agent_folder.enrolled(tmp_path / "agent", tmp_path / "coordinator", DEVICE)
 
 
 class Heard:

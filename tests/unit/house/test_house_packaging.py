@@ -1,0 +1,71 @@
+"""The files that put the agent onto a device."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+UNIT = ROOT / "packaging" / "systemd" / "fieldfare-agent.service"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, starting this environment's agent: `verify` looks for the program."""
+    path = tmp_path / UNIT.name
+    path.write_text(UNIT.read_text().replace("/usr/bin/edge-agent", str(Path(sys.executable).with_name("edge-agent"))))
+    return path
+
+
+@pytest.mark.systemd
+def test_the_unit_is_one_that_systemd_understands_to_the_last_key(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.systemd
+def test_a_key_that_systemd_does_not_know_would_be_found(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("MemoryMax", "MemoryMaximum"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert "Unknown key 'MemoryMaximum'" in done.stderr
+
+
+@pytest.mark.systemd
+def test_the_unit_is_hardened_as_the_documentation_says(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", unit]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert float(score) <= 1.3
+
+
+def test_the_unit_starts_a_user_of_its_own_that_can_gain_nothing() -> None:
+    lines = set(UNIT.read_text().splitlines())
+    wanted = {"User=fieldfare", "NoNewPrivileges=yes", "ProtectSystem=strict", "MemoryMax=384M", "Type=notify"}
+    assert wanted | {"CapabilityBoundingSet=", "WatchdogSec=120", "UMask=0077"} <= lines
+
+
+_WITHOUT_WRITABLE_CODE = """
+import ctypes, sys
+if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN; Linux 6.3
+    sys.exit(77)
+import numpy as np
+from contract.bundle import unpack
+from edge_agent.serving import Model, self_test
+from tests.fakes import agent_bundles
+data = agent_bundles.make()
+bundle = unpack(data)
+self_test(Model(agent_bundles.ref(data), bundle, threads=2), bundle)
+import cryptography.hazmat.primitives.asymmetric.ec, edge_agent.daemon, tuf.ngclient
+print("fine")
+"""
+
+
+def test_the_agent_needs_no_memory_that_is_both_written_and_run() -> None:
+    """MemoryDenyWriteExecute in the unit, as the kernel enforces it."""
+    command = [sys.executable, "-c", _WITHOUT_WRITABLE_CODE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
