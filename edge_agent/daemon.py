@@ -40,6 +40,7 @@ from edge_agent.monitor import Monitor
 from edge_agent.notify import Notifier
 from edge_agent.outbox import Flow
 from edge_agent.rounds import Rounds
+from edge_agent.runtime_backend import runtime_version
 from edge_agent.serving import Serving
 from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
@@ -64,7 +65,7 @@ class Agent:
         """
         self._tell = tell
         self._told = 0
-        self._runtime_version = _runtime_version()
+        self._runtime_version = runtime_version()
         self._config = config.load(folder)
         self._identity = Identity(self._config.device, folder)
         self._boot = uuid.uuid4().hex
@@ -342,9 +343,3 @@ def _read_root(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: no root of trust; enrol this device again") from error
-
-
-def _runtime_version() -> str:
-    import ai_edge_litert
-
-    return f"ai-edge-litert {ai_edge_litert.__version__}"

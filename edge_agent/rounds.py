@@ -22,6 +22,7 @@ from edge_agent.config import Config
 from edge_agent.errors import AgentError, TrainingError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.files import write_atomically
+from edge_agent.runtime_backend import training_options
 from edge_agent.serving import Serving
 from edge_agent.slots import Slots
 from edge_agent.state import State
@@ -114,7 +115,7 @@ class Rounds:
                 bundle=str(bundle),
                 files=[str(file) for file in files],
                 max_samples=self._config.max_samples,
-                threads=self._config.threads,
+                options=training_options(self._config),
                 parent=os.getpid(),
             )
             write_atomically(folder / trainer.JOB, codec.encode(job))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.errors import RuntimeModelError
+from edge_agent.runtime_backend import RuntimeOptions, interpreter
 
 
 class Runtime:
@@ -16,16 +17,15 @@ class Runtime:
         classes: length of the output.
     """
 
-    def __init__(self, model: bytes, *, threads: int = 1) -> None:
+    def __init__(self, model: bytes, options: RuntimeOptions = RuntimeOptions()) -> None:  # noqa: B008  # it is frozen
         """Load a model.
 
         Raises:
-            RuntimeModelError: not a `.tflite`, an operation that LiteRT lacks, or other inputs and outputs.
+            RuntimeModelError: not a `.tflite`, an operation that LiteRT lacks, a delegate that cannot be loaded, or
+                other inputs and outputs.
         """
-        from ai_edge_litert.interpreter import Interpreter
-
+        self._interpreter = interpreter(model, options)
         try:
-            self._interpreter = Interpreter(model_content=model, num_threads=threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RuntimeModelError(f"LiteRT cannot load the model: {error}") from error

@@ -13,6 +13,7 @@ from contract.profile import Counts, ProfileSpec, count
 from contract.transform import Transform
 from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.runtime import Runtime, softmax
+from edge_agent.runtime_backend import RuntimeOptions
 
 _ROWS = 256  # samples inferred at a time: a sample file may hold more than fit into memory as float32
 
@@ -34,7 +35,7 @@ class Model:
         profile_digest: of those bins.
     """
 
-    def __init__(self, ref: BundleRef, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, ref: BundleRef, bundle: Bundle, options: RuntimeOptions) -> None:
         """Load the inference model.
 
         Raises:
@@ -45,7 +46,7 @@ class Model:
         self.profile_digest = self.profile.digest()
         self._transform: Transform = bundle.transform
         self._temperature = bundle.manifest.temperature
-        self._runtime = Runtime(bundle.files["inference"], threads=threads)
+        self._runtime = Runtime(bundle.files["inference"], options)
         if self._transform.output_shape != self._runtime.input_shape or self._runtime.classes != self.profile.classes:
             raise RuntimeModelError(
                 f"the model takes {self._runtime.input_shape} and gives {self._runtime.classes} classes, "

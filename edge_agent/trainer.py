@@ -22,6 +22,7 @@ from edge_agent import samples, slots, training
 from edge_agent.errors import AgentError, TrainingError
 from edge_agent.files import write_atomically
 from edge_agent.runtime import softmax
+from edge_agent.runtime_backend import RuntimeOptions
 
 JOB, WEIGHTS, REPLY, UPDATE = "job.msgpack", "weights.safetensors", "reply.msgpack", "update.safetensors"
 
@@ -33,7 +34,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     files: list[str]
     max_samples: int
-    threads: int
+    options: RuntimeOptions
     parent: int
 
 
@@ -66,7 +67,7 @@ def carry_out(job: Job, weights: bytes, *, orphaned: Callable[[], bool] = lambda
     local = samples.newest_labelled([Path(file) for file in job.files], min(job.max_samples, instruction.max_samples))
     y = _labels(local, len(bundle.manifest.labels))
     x = bundle.transform.apply(local.x)
-    runtime = training.TrainingRuntime(bundle.files["training"], spec, threads=job.threads)
+    runtime = training.TrainingRuntime(bundle.files["training"], spec, job.options)
     if instruction.kind == "evaluate":
         return _evaluate(instruction, bundle, training.infer(runtime, start, x), x, y), b""
     result = training.train(

@@ -14,6 +14,7 @@ from contract import training as signature
 from contract.tensors import Arrays
 from contract.training import TrainingSpec
 from edge_agent.errors import RuntimeModelError, TrainingDivergedError, TrainingError, TrainingStoppedError
+from edge_agent.runtime_backend import RuntimeOptions, training_interpreter
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,15 @@ class TrainingRuntime:
         input_shape: of one sample of model input.
     """
 
-    def __init__(self, model: bytes, spec: TrainingSpec, *, threads: int = 1) -> None:
+    def __init__(self, model: bytes, spec: TrainingSpec, options: RuntimeOptions = RuntimeOptions()) -> None:  # noqa: B008  # it is frozen
         """Load the model and check its signatures against `spec`.
 
         Raises:
             RuntimeModelError: not a `.tflite`, or signatures of another shape than `spec` says.
         """
-        from ai_edge_litert.interpreter import Interpreter
-
         self.spec = spec
+        self._interpreter = training_interpreter(model, options)
         try:
-            self._interpreter = Interpreter(model_content=model, num_threads=threads)
             self._train = self._interpreter.get_signature_runner(signature.TRAIN)
             self._infer = self._interpreter.get_signature_runner(signature.INFER)
         except (ValueError, RuntimeError) as error:

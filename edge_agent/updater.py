@@ -19,6 +19,7 @@ from edge_agent.config import Config
 from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
+from edge_agent.runtime_backend import inference_options
 from edge_agent.serving import Model, Serving, self_test
 from edge_agent.slots import Slots, idle, parse
 from edge_agent.state import Placement, Slot, State
@@ -75,7 +76,7 @@ class Updater:
     def _restore(self, model: str, slot: Slot) -> bool:
         try:
             bundle = self._slots.load(model, slot.name, slot.bundle.sha256)
-            self._serving.swap(model, Model(slot.bundle, bundle, threads=self._config.threads))
+            self._serving.swap(model, Model(slot.bundle, bundle, inference_options(self._config)))
         except (RefusedError, RuntimeModelError) as error:
             _LOG.warning("slot %s of %s does not serve any more: %s", slot.name, model, error)
             self._roll_back(model, slot, str(error))
@@ -160,7 +161,7 @@ class Updater:
             self._check(ref, bundle)
             self._state.place(ref.model, msgspec.structs.replace(placement, previous=None))  # it makes room
             self._slots.stage(ref.model, idle(placement.active), data)
-            model = Model(ref, bundle, threads=self._config.threads)
+            model = Model(ref, bundle, inference_options(self._config))
             self_test(model, bundle)
         finally:
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from contract import profile, tensors
 from contract.bundle import unpack
 from contract.messages import ProfileWindow
 from edge_agent.monitor import Monitor
+from edge_agent.runtime_backend import RuntimeOptions
 from edge_agent.serving import Model
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
@@ -29,7 +30,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
 def _serve(parts: Parts) -> None:
     bundle = agent_bundles.make()
     ref = agent_bundles.ref(bundle)
-    parts.serving.swap(ref.model, Model(ref, unpack(bundle), threads=1))
+    parts.serving.swap(ref.model, Model(ref, unpack(bundle), RuntimeOptions()))
 
 
 def _monitor(parts: Parts) -> Monitor:
@@ -270,7 +271,7 @@ def test_a_window_closes_before_the_bundle_changes(parts: Parts) -> None:
 def test_the_source_waits_until_it_is_said_which_of_several_models_it_feeds(parts: Parts) -> None:
     other = agent_bundles.make(model="fourths")
     ref = agent_bundles.ref(other)
-    parts.serving.swap(ref.model, Model(ref, unpack(other), threads=1))
+    parts.serving.swap(ref.model, Model(ref, unpack(other), RuntimeOptions()))
     _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
     assert not _monitor(parts).tick()
     config = msgspec.structs.replace(CONFIG, source_model="fourths")

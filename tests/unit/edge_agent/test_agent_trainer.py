@@ -15,6 +15,7 @@ from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
 from edge_agent.errors import AgentError, UnavailableError
 from edge_agent.rounds import Rounds
+from edge_agent.runtime_backend import RuntimeOptions
 from edge_agent.trainer import Job, carry_out
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
@@ -49,7 +50,7 @@ def _job(folder: Path, bundle: bytes, y: np.ndarray | None = None, **fields: Any
         bundle=str(folder / "bundle.zip"),
         files=files,
         max_samples=2000,
-        threads=1,
+        options=RuntimeOptions(),
         parent=0,
     )
 
