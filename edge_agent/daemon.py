@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 import uuid
@@ -32,6 +33,8 @@ from contract.messages import (
     check_desired,
 )
 from edge_agent import __version__, config, trust
+from edge_agent.api import Api
+from edge_agent.api_server import ApiServer
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
@@ -109,6 +112,7 @@ class Agent:
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
         self._monitor = Monitor(self._config, source=source, state=self._state, serving=self._serving, clock=time.time)
+        self._api = ApiServer(Api(self._serving, record=self._monitor.record), self._config, folder.root)
         self._rounds = Rounds(
             self._config,
             staging=folder.staging,
@@ -127,6 +131,7 @@ class Agent:
         self._stopping.set()
         self._wake_updater.set()
         self._wake_rounds.set()
+        self._api.stop()
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -136,6 +141,7 @@ class Agent:
                 ("update", self._update, self._wake_updater),
                 ("infer", self._infer, threading.Event()),
                 ("train", self._train, self._wake_rounds),
+                ("api", self._serve_apps, threading.Event()),
             )
         ]
         self._wake_rounds.set()  # an instruction may have survived the last run
@@ -154,7 +160,11 @@ class Agent:
             for worker in workers:
                 worker.join()
             self._session.close()
-            self._state.put("connected", False)
+            try:
+                self._monitor.flush()
+                self._state.put("connected", False)
+            except sqlite3.Error:  # a full disk
+                _LOG.exception("what was last counted is lost")
             self._state.close()
             self._tell("stopped")
 
@@ -186,6 +196,10 @@ class Agent:
                     _LOG.exception("failed unexpectedly; again in %.0f s", delay)
                 self._stopping.wait(delay)
                 delay = min(2 * delay, _BACKOFF_S[1])
+
+    def _serve_apps(self, _wake: threading.Event) -> None:
+        with self._stopping.resting():
+            self._api.serve()
 
     def _await(self, wake: threading.Event) -> None:
         with self._stopping.resting():

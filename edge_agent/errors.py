@@ -7,6 +7,7 @@ AgentError
 │   └── TrustError           ... because its TUF metadata does not vouch for it
 ├── UnavailableError         nobody answered in time; worth trying again
 ├── RuntimeModelError        a .tflite that this runtime cannot run
+├── ApiError                 an app's request that cannot be answered; it has an HTTP status
 ├── SampleError              a sample file that cannot be read or does not fit the model
 └── TrainingError            an instruction that cannot be carried out
     ├── TrainingDivergedError    ... because the result is not finite
@@ -40,6 +41,18 @@ class UnavailableError(AgentError):
 
 class RuntimeModelError(AgentError):
     """A `.tflite` that this runtime cannot run, or input that does not fit it."""
+
+
+class ApiError(AgentError):
+    """An app's request that cannot be answered.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class SampleError(AgentError):

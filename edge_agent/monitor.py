@@ -4,10 +4,13 @@ Counts, the window they fall into and "this file is done" are one transaction, s
 """
 
 import logging
+import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from contract import profile
 from contract.errors import ContractError
@@ -20,6 +23,7 @@ from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
 _FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
+_RECORD_S = 1.0  # inferences that apps asked for are counted together so often; a kill loses no more of them
 
 
 class Monitor:
@@ -39,6 +43,9 @@ class Monitor:
         self._config, self._source = config, source
         self._state, self._serving, self._clock = state, serving, clock
         self._done = state.files_done()
+        self._lock = threading.RLock()
+        self._recorded: list[tuple[Model, Inference]] = []
+        self._recorded_rows, self._recorded_since = 0, clock()
         self._since: dict[str, float] = dict.fromkeys(state.windows(), clock())  # when something was last counted
 
     def tick(self) -> bool:
@@ -47,6 +54,8 @@ class Monitor:
         Returns:
             Whether a file was processed, so that there may be more.
         """
+        if self._recorded and abs(self._clock() - self._recorded_since) >= _RECORD_S:
+            self.flush()
         present = samples.names(self._source)
         self._forget(present)
         waiting = next((name for name in present if name not in self._done), None)
@@ -55,7 +64,7 @@ class Monitor:
             self._close_quiet()
             return False
         try:
-            with self._serving.use(fed) as model:
+            with self._serving.use(fed) as model, self._lock:
                 self._process(model, waiting)
         except UnavailableError:  # it was taken off the device just now
             return False
@@ -68,7 +77,45 @@ class Monitor:
         only = self._serving.only()
         return only.ref.model if only is not None else None
 
+    def record(self, model: Model, inference: Inference) -> None:
+        """Count what an app asked for; on disk within a second, or when it is a window's worth.
+
+        Call it within `serving.use`, so that inferences of two bundles do not take turns. It does not fail: where the
+        disk takes nothing, at most eight windows' worth waits, and more is lost.
+        """
+        with self._lock:
+            if not self._recorded:
+                self._recorded_since = self._clock()
+            self._recorded.append((model, inference))
+            self._recorded_rows += len(inference.features)
+            if self._recorded_rows >= self._config.window_samples:
+                try:
+                    self.flush()
+                except (sqlite3.Error, ContractError) as error:
+                    _LOG.warning("inferences that apps asked for are not counted: %s", error)
+                    if self._recorded_rows >= 8 * self._config.window_samples:
+                        self._recorded, self._recorded_rows = [], 0
+
+    def flush(self) -> None:
+        """Write down what `record` was told."""
+        with self._lock:
+            now = self._clock()
+            with self._state.transaction():
+                for model in dict.fromkeys(model for model, _ in self._recorded):
+                    rows = [inference for of, inference in self._recorded if of is model]
+                    features, probabilities = (
+                        np.concatenate([getattr(row, part) for row in rows]) for part in ("features", "probabilities")
+                    )
+                    self._count(model, Inference(features, probabilities), len(features), now)
+                self._state.put("inferences", self._state.get("inferences", int, 0) + self._recorded_rows)
+            self._serving.count(self._recorded_rows)
+            self._recorded, self._recorded_rows = [], 0
+
     def _close_quiet(self) -> None:
+        with self._lock:
+            self._close_quiet_windows()
+
+    def _close_quiet_windows(self) -> None:
         for model in list(self._since):
             quiet = abs(self._clock() - self._since[model])  # the clock may have been set back
             if quiet >= self._config.window_idle_s and self._state.has_room_for_windows():

@@ -33,6 +33,8 @@ class Model:
         ref: the bundle.
         profile: the bins that inferences are counted on.
         profile_digest: of those bins.
+        labels: names of the classes.
+        input_shape: of one raw sample.
     """
 
     def __init__(self, ref: BundleRef, bundle: Bundle, options: RuntimeOptions) -> None:
@@ -44,6 +46,8 @@ class Model:
         self.ref = ref
         self.profile: ProfileSpec = bundle.profile.spec
         self.profile_digest = self.profile.digest()
+        self.labels = tuple(bundle.manifest.labels)
+        self.input_shape = tuple(bundle.transform.spec.input_shape)
         self._transform: Transform = bundle.transform
         self._temperature = bundle.manifest.temperature
         self._runtime = Runtime(bundle.files["inference"], options)
@@ -52,6 +56,11 @@ class Model:
                 f"the model takes {self._runtime.input_shape} and gives {self._runtime.classes} classes, "
                 f"the bundle says {self._transform.output_shape} and {self.profile.classes}"
             )
+
+    def check(self, raw: np.ndarray) -> None:
+        """Raise TransformError if raw samples do not fit; nothing is inferred."""
+        for start in range(0, len(raw), _ROWS):
+            self._transform.apply(raw[start : start + _ROWS])
 
     def logits(self, raw: np.ndarray) -> np.ndarray:
         """Raw samples to logits, as the golden vectors record them: float32, shape (n, classes)."""

@@ -1,0 +1,78 @@
+"""Apps beside a real agent: what they infer is counted for the fleet, and a rollout does not disturb them."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contract import messages
+from edge_agent.client import Client
+from edge_agent.status import read
+from tests.fakes import agent_bundles, agent_models
+from tests.fakes.agent_coordinator import AgentProcess, Coordinator
+from tests.fakes.broker_process import BrokerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.mosquitto]
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+    broker = BrokerProcess(tmp_path / "broker", "mosquitto")
+    running = Coordinator(broker)
+    yield running
+    running.stop()
+    broker.stop()
+
+
+@pytest.fixture
+def agent(coordinator: Coordinator, tmp_path: Path) -> Iterator[AgentProcess]:
+    running = AgentProcess(coordinator, tmp_path / "agent", "meter-api")
+    running.start()
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_apps_infer_across_rollouts_and_a_kill_and_every_inference_is_counted_once(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    socket = agent.folder.root / "api.sock"
+    x, _ = agent_models.samples(5, seed=0)
+    with Client(socket=socket) as client:
+        agent.wait(lambda: client._once("GET", "/v2/health/live", b"", {})[0] == 200 if socket.exists() else None)
+        assert not client.ready()
+        refs = [coordinator.publish(agent_bundles.make(version=n, temperature=float(n))) for n in range(1, 4)]
+        coordinator.desire(agent.device, refs[0])
+        agent.wait(client.ready)
+        done, made, failures = threading.Event(), [0], []
+
+        def app() -> None:
+            try:
+                with Client(socket=socket, retries=0, timeout_s=60) as own:
+                    while not done.is_set():
+                        made[0] += len(own.infer("thirds", x).labels)
+            except Exception as error:  # noqa: BLE001  # shown below
+                failures.append(error)
+
+        thread = threading.Thread(target=app)
+        thread.start()
+        for ref in refs[1:]:
+            coordinator.desire(agent.device, ref)
+            agent.wait(lambda ref=ref: client.infer("thirds", x[:1]).version == str(ref.version) or failures)
+        done.set()
+        thread.join(60)
+        assert not failures
+        digests = {ref.sha256 for ref in refs}
+        agent.wait(lambda: {window.bundle_sha256 for window in coordinator.bodies(messages.ProfileWindow)} == digests)
+        agent.wait(lambda: coordinator.samples() == read(agent.folder.root).inferences >= made[0])
+        agent.kill()
+        assert not client.ready()
+        agent.start()
+        agent.wait(client.ready)
+        assert client.infer("thirds", x[:1]).version == "3"
+        before = coordinator.samples()
+    assert agent.stop() == 0
+    assert not socket.exists()
+    agent.start()
+    agent.wait(lambda: coordinator.samples() == before + 1)
