@@ -12,6 +12,8 @@ from contract.errors import BundleError
 if TYPE_CHECKING:  # the process that checks signatures needs no numpy
     from contract.bundle import Manifest
 
+CREATED = "x-fieldfare-created"  # field of all our TUF metadata: when it was made, seconds since the epoch
+
 
 class Custom(msgspec.Struct, frozen=True, kw_only=True):
     """The `custom` part of a bundle's target.

@@ -112,7 +112,7 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
             round_routes.router(services.rounds, storage),
             monitoring_routes.router(services.monitoring, storage),
         ],
-        signer=[signing_routes.router(services.signing)],
+        signer=[signing_routes.router(services.signing, settings.mode)],
     )
 
     def status() -> records.Status:

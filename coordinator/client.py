@@ -420,6 +420,15 @@ class Client(Transport):
         """Say that a bundle will not be signed, and why."""
         return self.post(f"/v1/signing/requests/{id}/refusal", SigningRequest, {"reason": reason}, repeat=True)
 
-    def publish_repository(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """Hand in the first root, targets and bundles metadata: role to the very text."""
-        return self.post("/v1/signing/repository", dict[str, Any], {"metadata": metadata}, repeat=True)
+    def signing_metadata(self, role: str) -> bytes | None:
+        """The newest published metadata of root, targets or bundles; None until somebody has begun the repository."""
+        try:
+            return self.send("GET", f"/v1/signing/metadata/{role}").content
+        except ClientError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def publish_metadata(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """Hand in root, targets and bundles metadata, all that belongs together: file name to the very text."""
+        return self.post("/v1/signing/repository", dict[str, Any], {"metadata": files}, repeat=True)

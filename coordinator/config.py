@@ -55,6 +55,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         database: SQLAlchemy URL; empty means SQLite in the state folder.
         blobs: fsspec URL; empty means a folder in the state folder.
+        mode: `laptop` makes and keeps every key on this machine; in `production` root, targets and bundles are signed
+            elsewhere.
         host, api_port, broker_port: where the API and the broker listen.
         broker: `embedded` (amqtt) or `mosquitto`; both demand a client certificate.
         smallest_cohort: results of fewer devices are never reported.
@@ -65,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     api_port: int
     broker_port: int
+    mode: Literal["laptop", "production"] = "laptop"
     host: str = "127.0.0.1"
     broker: Literal["embedded", "mosquitto"] = "embedded"
     database: str = ""

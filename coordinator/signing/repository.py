@@ -1,20 +1,21 @@
-"""The files of our TUF repository: made and checked, bytes in and bytes out (The Update Framework, spec 1.0).
+"""The files of our TUF repository: made and signed, bytes in and bytes out (The Update Framework, spec 1.0).
 
-    root       names the keys of all roles                     signer, offline in production
-    targets    delegates `bundles/*/*/*` to `bundles`           signer
+    root       names the keys of all roles                     a threshold of people, offline
+    targets    delegates `bundles/*/*/*` to `bundles`           a threshold of people, offline
     bundles    every bundle with size, digest and needs        signer, grows with each bundle
     snapshot   versions of targets and bundles                 coordinator (online)
     timestamp  version of snapshot, short-lived                coordinator (online)
 
 A stolen online key can hold devices back on what they have until it expires, never give them anything new.
+`checks` says what a coordinator takes from those who hold the other keys.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
-from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import Signer
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -22,7 +23,6 @@ from tuf.api.metadata import (
     Metadata,
     MetaFile,
     Root,
-    Signed,
     Snapshot,
     TargetFile,
     Targets,
@@ -31,17 +31,19 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from contract import codec, limits
+from contract.targets import CREATED
 from coordinator.errors import InvalidError
 
 BUNDLES = "bundles"
 PATHS = ["bundles/*/*/*"]  # contract.bundle.target_path: model, version, file
-OFFLINE_ROLES = ("root", "targets", BUNDLES)
+PEOPLE = ("root", "targets")
 ONLINE_ROLES = ("snapshot", "timestamp")
 OFFLINE_DAYS = 365
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(days=1)
 
 S = TypeVar("S", Root, Targets)
+Made = TypeVar("Made", Root, Targets, Snapshot, Timestamp)
 
 
 class Target(NamedTuple):
@@ -51,175 +53,229 @@ class Target(NamedTuple):
     sha256: str
 
 
+class Holders(NamedTuple):
+    """Who signs for a role: any `threshold` of these public keys."""
+
+    keys: Sequence[Key]
+    threshold: int = 1
+
+    def check(self, role: str) -> "Holders":
+        """Itself, where signing is possible and no key counts twice.
+
+        Raises:
+            InvalidError: it is not.
+        """
+        ids = [str(key.keyval) for key in self.keys]
+        if len(set(ids)) != len(ids):
+            raise InvalidError(f"{role}: a key is named twice; a threshold counts different keys")
+        if not 1 <= self.threshold <= len(ids):
+            raise InvalidError(f"{role}: {self.threshold} of {len(ids)} keys must sign; use 1 to {len(ids)}")
+        return self
+
+
 def moment(now: float) -> datetime:
     """TUF's times: UTC, whole seconds."""
     return datetime.fromtimestamp(int(now), UTC)
 
 
-def initial(signers: Mapping[str, CryptoSigner], online: Mapping[str, Key], now: float) -> dict[str, bytes]:
-    """The first root, targets and (empty) bundles.
+# root and targets: drafts, which people sign one by one
+
+
+def first_root(given: Mapping[str, Holders], now: float, *, days: int = OFFLINE_DAYS) -> bytes:
+    """Version 1 of the root metadata, not signed.
 
     Args:
-        signers: by offline role.
-        online: public keys of `snapshot` and `timestamp`.
+        given: holders of root, targets, snapshot and timestamp.
         now: seconds since the epoch.
+        days: until it expires.
 
-    Returns: role to metadata.
+    Raises:
+        InvalidError: a threshold that cannot be met.
     """
-    expires = moment(now) + timedelta(days=OFFLINE_DAYS)
-    root = Root(version=1, expires=expires, consistent_snapshot=True)
-    for role in ("root", "targets"):
-        root.add_key(signers[role].public_key, role)
-    for role in ONLINE_ROLES:
-        root.add_key(online[role], role)
-    key = signers[BUNDLES].public_key
-    delegated = DelegatedRole(BUNDLES, [key.keyid], 1, terminating=True, paths=PATHS)
-    delegations = Delegations({key.keyid: key}, {BUNDLES: delegated})
-    targets = Targets(version=1, expires=expires, delegations=delegations)
-    return {
-        "root": _signed(root, signers["root"]),
-        "targets": _signed(targets, signers["targets"]),
-        BUNDLES: _signed(Targets(version=1, expires=expires), signers[BUNDLES]),
-    }
+    root = Root(version=1, consistent_snapshot=True)
+    for role in (*PEOPLE, *ONLINE_ROLES):
+        _give(root, role, given[role])
+    return _draft(root, now, days)
+
+
+def first_targets(bundles: Holders, now: float, *, days: int = OFFLINE_DAYS) -> bytes:
+    """Version 1 of the top-level targets metadata, not signed; errors as in `first_root`."""
+    targets = Targets(version=1, delegations=_delegations(bundles))
+    return _draft(targets, now, days)
+
+
+def first_bundles(signer: Signer, now: float) -> bytes:
+    """Version 1 of the `bundles` metadata, without bundles."""
+    return sign(_draft(Targets(version=1), now, OFFLINE_DAYS), signer)
+
+
+def next_root(
+    current: bytes, changed: Mapping[str, Holders], now: float, *, version: int, days: int = OFFLINE_DAYS
+) -> bytes:
+    """Root metadata with other holders for some roles, or none, and a new expiry; not signed.
+
+    Raises:
+        InvalidError: a threshold that cannot be met.
+    """
+    root = read(current, Root)
+    for role, others in changed.items():
+        for keyid in list(root.roles[role].keyids):
+            root.revoke_key(keyid, role)
+        _give(root, role, others)
+    root.version = version
+    return _draft(root, now, days)
+
+
+def next_targets(
+    current: bytes, bundles: Holders | None, now: float, *, version: int, days: int = OFFLINE_DAYS
+) -> bytes:
+    """Targets metadata with another holder of `bundles`, or the same, and a new expiry; not signed."""
+    targets = read(current, Targets)
+    if bundles is not None:
+        targets.delegations = _delegations(bundles)
+    targets.version = version
+    return _draft(targets, now, days)
+
+
+def sign(content: bytes, signer: Signer) -> bytes:
+    """The same metadata with one more signature; a signature of that key that was there is replaced."""
+    metadata = decode(content)
+    metadata.sign(signer, append=True)
+    return metadata.to_bytes()
+
+
+# bundles, snapshot, timestamp: signed by one key as they are made
 
 
 def add_target(
-    bundles: bytes, path: str, target: Target, *, custom: Mapping[str, Any], signer: CryptoSigner, now: float
+    bundles: bytes, path: str, target: Target, *, custom: Mapping[str, Any], signer: Signer, now: float
 ) -> bytes:
     """The next version of the `bundles` metadata with one more bundle; the same bytes if it already stands there."""
-    signed = _read(bundles, Targets)
-    if path in signed.targets and _target(signed.targets[path]) == target:
+    signed = read(bundles, Targets)
+    if path in signed.targets and stated(signed.targets[path]) == target:
         return bundles
-    file = TargetFile(target.size, {"sha256": target.sha256}, path, {"custom": dict(custom)})
-    signed.targets[path] = file
-    signed.version += 1
-    signed.expires = moment(now) + timedelta(days=OFFLINE_DAYS)
-    return _signed(signed, signer)
+    signed.targets[path] = TargetFile(target.size, {"sha256": target.sha256}, path, {"custom": dict(custom)})
+    return _next(signed, signer, now)
+
+
+def renew_bundles(bundles: bytes, signer: Signer, now: float) -> bytes:
+    """The next version of the `bundles` metadata with the same bundles: a later expiry, or another key."""
+    return _next(read(bundles, Targets), signer, now)
+
+
+def _next(bundles: Targets, signer: Signer, now: float) -> bytes:
+    bundles.version += 1
+    return sign(_draft(bundles, now, OFFLINE_DAYS), signer)
 
 
 def target(bundles: bytes, path: str) -> Target | None:
     """How a bundle stands in the `bundles` metadata."""
-    file = _read(bundles, Targets).targets.get(path)
-    return _target(file) if file is not None else None
+    file = read(bundles, Targets).targets.get(path)
+    return stated(file) if file is not None else None
 
 
-def check_initial(metadata: Mapping[str, bytes], online: Mapping[str, Key], now: float) -> None:
-    """Check what a signer hands in to begin with.
-
-    Raises:
-        InvalidError: files missing, signatures that do not verify, or our online keys not in their roles.
-    """
-    if set(metadata) != set(OFFLINE_ROLES):
-        raise InvalidError(f"a repository begins with {OFFLINE_ROLES}, not {sorted(metadata)}")
-    root, targets = _load(metadata["root"], Root), _load(metadata["targets"], Targets)
-    bundles = _load(metadata[BUNDLES], Targets)
-    _verify(root.signed, "root", root)
-    _verify(root.signed, "targets", targets)
-    _verify(targets.signed, BUNDLES, bundles)
-    for role in ONLINE_ROLES:
-        if root.signed.roles[role].keyids != [online[role].keyid] or root.signed.roles[role].threshold != 1:
-            raise InvalidError(f"the root metadata does not give the role {role} to this coordinator's key")
-    if (root.signed.version, targets.signed.version) != (1, 1) or not root.signed.consistent_snapshot:
-        raise InvalidError("a repository begins with version 1 and consistent snapshots")
-    for signed in (root.signed, targets.signed, bundles.signed):
-        _check_fresh(signed, now)
-    if bundles.signed.targets:
-        raise InvalidError("a repository begins without bundles")
-
-
-def check_next(
-    *, targets: bytes, current: bytes, submitted: bytes, expected: Mapping[str, Target], now: float
-) -> list[str]:
-    """Check the next `bundles` metadata against its delegation, its predecessor and what was asked for.
-
-    Args:
-        targets: metadata that delegates.
-        current: the `bundles` metadata that is published.
-        submitted: the one that the signer hands in.
-        expected: bundles that wait for a signature, by path.
-        now: seconds since the epoch.
-
-    Returns: paths that are new in it.
-
-    Raises:
-        InvalidError: a signature that does not verify, an older version, a bundle that nobody asked for, or one
-            that changed or is gone.
-    """
-    delegator, after = _load(targets, Targets), _load(submitted, Targets)
-    before = _read(current, Targets)
-    _verify(delegator.signed, BUNDLES, after)
-    _check_fresh(after.signed, now)
-    if after.signed.version <= before.version:
-        raise InvalidError(f"bundles metadata {after.signed.version} does not follow {before.version}")
-    for path, file in before.targets.items():
-        if path not in after.signed.targets or _target(after.signed.targets[path]) != _target(file):
-            raise InvalidError(f"{path} was signed before and must stay as it is")
-    new = [path for path in after.signed.targets if path not in before.targets]
-    for path in new:
-        if path not in expected:
-            raise InvalidError(f"{path} is no bundle that waits for a signature")
-        if _target(after.signed.targets[path]) != expected[path]:
-            raise InvalidError(f"{path} has another size or digest than the bundle that waits for a signature")
-    return new
-
-
-def snapshot(version: int, bundles: bytes, targets: bytes, *, signer: CryptoSigner, now: float) -> bytes:
+def snapshot(version: int, bundles: bytes, targets: bytes, *, signer: Signer, now: float) -> bytes:
     """Snapshot metadata over these two."""
     meta = {
-        "targets.json": MetaFile(_read(targets, Targets).version),
-        f"{BUNDLES}.json": MetaFile(_read(bundles, Targets).version),
+        "targets.json": MetaFile(read(targets, Targets).version),
+        f"{BUNDLES}.json": MetaFile(read(bundles, Targets).version),
     }
-    return _signed(Snapshot(version=version, expires=moment(now) + SNAPSHOT_LIFE, meta=meta), signer)
+    made = Snapshot(version=version, expires=moment(now) + SNAPSHOT_LIFE, meta=meta)
+    return sign(_created(made, now).to_bytes(), signer)
 
 
-def timestamp(version: int, snapshot_version: int, *, signer: CryptoSigner, now: float) -> bytes:
+def timestamp(version: int, snapshot_version: int, *, signer: Signer, now: float) -> bytes:
     """Timestamp metadata over a snapshot."""
     meta = MetaFile(snapshot_version)
-    return _signed(Timestamp(version=version, expires=moment(now) + TIMESTAMP_LIFE, snapshot_meta=meta), signer)
+    made = Timestamp(version=version, expires=moment(now) + TIMESTAMP_LIFE, snapshot_meta=meta)
+    return sign(_created(made, now).to_bytes(), signer)
+
+
+# reading
 
 
 def version_and_expiry(content: bytes) -> tuple[int, float]:
     """Version of any metadata, and when it expires, in seconds since the epoch."""
-    signed = _any(content).signed
+    signed = decode(content).signed
     return signed.version, signed.expires.timestamp()
 
 
-def _signed(signed: Signed, signer: CryptoSigner) -> bytes:
-    metadata: Metadata[Any] = Metadata(signed)
-    metadata.sign(signer)
-    return metadata.to_bytes()
+def holders(delegator: bytes, role: str) -> Holders:
+    """Who signs for `role` by the root metadata, or by targets for `bundles`.
 
-
-def _any(content: bytes) -> Metadata[Any]:
-    codec.check_size(content, limits.METADATA_BYTES, "TUF metadata")
+    Raises:
+        InvalidError: the metadata names no such role.
+    """
+    signed = decode(delegator).signed
     try:
-        return Metadata.from_bytes(content)
-    except (DeserializationError, RecursionError) as error:
-        raise InvalidError(f"not TUF metadata: {error}") from error
+        found = signed.get_delegated_role(role)
+        return Holders([signed.get_key(keyid) for keyid in found.keyids], found.threshold)
+    except (AttributeError, ValueError) as error:
+        raise InvalidError(f"the {signed.type} metadata names no role {role}") from error
 
 
-def _load(content: bytes, kind: type[S]) -> Metadata[S]:
-    metadata = _any(content)
+def load(content: bytes, kind: type[S]) -> Metadata[S]:
+    """Metadata of a kind, with its signatures, which are NOT checked.
+
+    Raises:
+        InvalidError: something else.
+        TooLargeError: larger than any metadata.
+    """
+    metadata = decode(content)
     if not isinstance(metadata.signed, kind):
         raise InvalidError(f"expected {kind.__name__} metadata, got {type(metadata.signed).__name__}")
     return metadata
 
 
-def _read(content: bytes, kind: type[S]) -> S:
-    return _load(content, kind).signed
+def read(content: bytes, kind: type[S]) -> S:
+    """What is signed in metadata of a kind; errors as in `load`."""
+    return load(content, kind).signed
 
 
-def _verify(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> None:
+def signed_by(content: bytes, key: Key) -> bool:
+    """Whether a key signed metadata."""
+    metadata = decode(content)
     try:
-        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except (RepositoryError, ValueError) as error:
-        raise InvalidError(f"the {role} metadata does not verify: {error}") from error
+        key.verify_signature(metadata.signatures[key.keyid], metadata.signed_bytes)
+    except (KeyError, VerificationError, UnverifiedSignatureError):
+        return False
+    return True
 
 
-def _check_fresh(signed: Signed, now: float) -> None:
-    if signed.is_expired(moment(now)):
-        raise InvalidError(f"{signed.type} metadata has expired")
-
-
-def _target(file: TargetFile) -> Target:
+def stated(file: TargetFile) -> Target:
+    """Size and digest of a target."""
     return Target(file.length, file.hashes.get("sha256", ""))
+
+
+def _give(root: Root, role: str, given: Holders) -> None:
+    given.check(role)
+    for key in given.keys:
+        root.add_key(key, role)
+    root.roles[role].threshold = given.threshold
+
+
+def _delegations(bundles: Holders) -> Delegations:
+    bundles.check(BUNDLES)
+    ids = [key.keyid for key in bundles.keys]
+    role = DelegatedRole(BUNDLES, ids, bundles.threshold, terminating=True, paths=PATHS)
+    return Delegations({key.keyid: key for key in bundles.keys}, {BUNDLES: role})
+
+
+def _draft(signed: S, now: float, days: int) -> bytes:
+    signed.expires = moment(now) + timedelta(days=days)
+    return _created(signed, now).to_bytes()
+
+
+def _created(signed: Made, now: float) -> Metadata[Made]:
+    """With the time at which it was made: devices whose clock is behind take it for the time."""
+    signed.unrecognized_fields[CREATED] = int(now)
+    return Metadata(signed)
+
+
+def decode(content: bytes) -> Metadata[Any]:
+    """Any metadata, with its signatures, which are NOT checked; errors as in `load`."""
+    codec.check_size(content, limits.METADATA_BYTES, "TUF metadata")
+    try:
+        return Metadata.from_bytes(content)
+    except (DeserializationError, RecursionError) as error:
+        raise InvalidError(f"not TUF metadata: {error}") from error

@@ -1,10 +1,13 @@
-"""HTTP of the signing service; every route needs the signer's own token."""
+"""HTTP of the signing service; every route but the metadata itself needs the signer's own token."""
 
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from coordinator.answers import Body, answer
+from coordinator.errors import NotFoundError
+from coordinator.signing import repository
+from coordinator.signing.checks import Chain
 from coordinator.signing.service import Signing
 
 
@@ -20,14 +23,14 @@ class Refusal(Body):
     reason: str
 
 
-class FirstMetadata(Body):
-    """Role to the very text of its metadata."""
+class Files(Body):
+    """Metadata by file name, for example `2.root.json`: the very texts that were signed."""
 
     metadata: dict[str, str]
 
 
-def router(signing: Signing) -> APIRouter:
-    """Routes over the signing service."""
+def router(signing: Signing, mode: str) -> APIRouter:
+    """Routes over the signing service; `mode` as in coordinator.toml."""
     routes = APIRouter(prefix="/v1/signing", tags=["signing"])
 
     @routes.get("/requests")
@@ -47,17 +50,29 @@ def router(signing: Signing) -> APIRouter:
         return answer(signing.refuse(id, body.reason))
 
     @routes.get("/repository")
-    def repository() -> Response:
-        return answer(_state(signing))
+    def get_repository() -> Response:
+        return answer(state(signing, mode))
 
     @routes.post("/repository")
-    def begin(body: FirstMetadata) -> Response:
-        signing.begin({role: text.encode() for role, text in body.metadata.items()})
-        return answer(_state(signing))
+    def publish(body: Files) -> Response:
+        signing.publish({name: text.encode() for name, text in body.metadata.items()})
+        return answer(state(signing, mode))
+
+    @routes.get("/metadata/{role}")
+    def get_metadata(role: str) -> Response:
+        chain = signing.chain()
+        if chain is None or role not in Chain._fields:
+            raise NotFoundError(f"no {role[:64]} metadata is published")
+        return Response(getattr(chain, role), media_type="application/json")
 
     return routes
 
 
-def _state(signing: Signing) -> dict[str, Any]:
-    keys = {role: {"keyid": key.keyid, **key.to_dict()} for role, key in signing.online_keys.items()}
-    return {"initialised": signing.initialised(), "keys": keys}
+def state(signing: Signing, mode: str) -> dict[str, Any]:
+    """Whether a repository is there, and the online keys that a root should name."""
+    keys = {role: {"keyid": key.keyid, **key.to_dict()} for role, key in signing.online_keys().items()}
+    chain = signing.chain()
+    versions = {}
+    if chain is not None:
+        versions = {role: repository.version_and_expiry(getattr(chain, role))[0] for role in Chain._fields}
+    return {"initialised": chain is not None, "mode": mode, "keys": keys, "versions": versions}

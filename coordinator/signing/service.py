@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from securesystemslib.signer import CryptoSigner
 from sqlalchemy import Connection, RowMapping, select, update
 from tuf.api.metadata import Key
 
-from coordinator.errors import ConflictError, InvalidError, NotFoundError
+from coordinator.errors import ConflictError, InvalidError, NotFoundError, SetupError
 from coordinator.records import SigningRequest
-from coordinator.signing import keys, repository
+from coordinator.signing import checks, keys, repository
+from coordinator.signing.checks import Chain
 from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, Target
 from coordinator.signing.tables import signing_requests, tuf_metadata
 from coordinator.sql import take_turns
@@ -25,17 +27,21 @@ class Signing:
     """The TUF repository in the database, with the online keys; the signer holds the others."""
 
     def __init__(self, storage: Storage, keys_folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Use `storage`; the online keys are made in `keys_folder` where they are missing."""
+        """Use `storage`; the online keys are made in `keys_folder` where there are none."""
         self._engine = storage.engine
         self._blobs = storage.blobs
         self._clock = clock
-        self._signers = {role: keys.ensure(keys_folder, role) for role in ONLINE_ROLES}
+        self._keys_folder = keys_folder
+        self._online()
         self._refreshed_at = 0.0
 
-    @property
     def online_keys(self) -> dict[str, Key]:
-        """Public keys of snapshot and timestamp."""
-        return {role: signer.public_key for role, signer in self._signers.items()}
+        """Newest public keys of snapshot and timestamp: those that the next root should name."""
+        return {role: signers[-1].public_key for role, signers in self._online().items()}
+
+    def _online(self) -> dict[str, list[CryptoSigner]]:
+        """Every key that this coordinator has for a role, oldest first; read anew, because a person may add one."""
+        return {role: keys.online(self._keys_folder, role) for role in ONLINE_ROLES}
 
     # what others ask in their own transaction
 
@@ -69,12 +75,12 @@ class Signing:
         return bytes(content) if content is not None else None
 
     def root(self, connection: Connection) -> bytes:
-        """The first root metadata, from which devices begin to trust.
+        """The newest root metadata, from which devices that enrol begin to trust.
 
         Raises:
             ConflictError: no signer has begun the repository.
         """
-        content = self.metadata(connection, "1.root.json")
+        content = self._latest(connection, "root")
         if content is None:
             raise ConflictError("the signer has not published its root metadata yet; start it and try again")
         return content
@@ -99,34 +105,33 @@ class Signing:
                 raise NotFoundError(f"no signature was asked for bundle {sha256}")
         return self._blobs.get(sha256)
 
-    def initialised(self) -> bool:
-        """Whether a signer has begun the repository."""
+    def chain(self) -> Chain | None:
+        """The newest root, targets and bundles metadata; None until somebody has begun the repository."""
         with self._engine.begin() as connection:
-            return self.metadata(connection, "1.root.json") is not None
+            return self._chain(connection)
 
-    def begin(self, metadata: Mapping[str, bytes]) -> None:
-        """Publish the signer's first root, targets and bundles metadata; the same again changes nothing.
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Take root, targets and bundles metadata from a ceremony; what is published already changes nothing.
 
         Args:
-            metadata: by role.
+            files: by name, for example `2.root.json`; all that belongs together at once.
 
         Raises:
             InvalidError: it does not verify.
-            ConflictError: another root was published.
+            ConflictError: another file of that name is published.
         """
         now = self._clock()
         with self._engine.begin() as connection:
             take_turns(connection, _TURN)
-            published = self.metadata(connection, "1.root.json")
-            if published is not None:
-                if published != metadata.get("root"):
-                    raise ConflictError("the repository has another root already; use that signer's folder")
-                return
-            repository.check_initial(metadata, self.online_keys, now)
-            for role, content in metadata.items():
-                version, _ = repository.version_and_expiry(content)
-                self._put(connection, f"{version}.{role}.json", content, now)
-            self._publish(connection, now)
+            fresh = {}
+            for name, content in files.items():
+                published = self.metadata(connection, name)
+                if published is None:
+                    fresh[name] = content
+                elif published != content:
+                    raise ConflictError(f"another {name[:80]} is published already; this repository has other keys")
+            if fresh:
+                self._accept(connection, fresh, now)
 
     def submit(self, id: str, metadata: bytes) -> SigningRequest:  # noqa: A002 its name
         """Check and publish the next `bundles` metadata; the same again changes nothing.
@@ -136,31 +141,35 @@ class Signing:
             InvalidError: the metadata does not verify, or does not hold the request's bundle.
             ConflictError: no repository, or the request was refused.
         """
-        now = self._clock()
         with self._engine.begin() as connection:
             take_turns(connection, _TURN)
             request = self._request(connection, id)
-            self._accept(connection, request, metadata, now)
+            chain = self._chain(connection)
+            if chain is None:
+                raise ConflictError("the repository has not begun; publish its root metadata first")
+            if request.state == "signed" and chain.bundles == metadata:
+                return request
+            if request.state != "pending":
+                raise ConflictError(f"request {request.id} is {request.state}")
+            version, _ = repository.version_and_expiry(metadata)
+            new = self._accept(connection, {f"{version}.{BUNDLES}.json": metadata}, self._clock())
+            if request.target not in new:
+                raise InvalidError(f"the metadata does not hold {request.target}")
             return self._request(connection, id)
 
-    def _accept(self, connection: Connection, request: SigningRequest, metadata: bytes, now: float) -> None:
-        current, targets = self._latest(connection, BUNDLES), self._latest(connection, "targets")
-        if current is None or targets is None:
-            raise ConflictError("the repository has not begun; publish its root metadata first")
-        if request.state != "pending":
-            if request.state == "signed" and current == metadata:
-                return
-            raise ConflictError(f"request {request.id} is {request.state}")
+    def _accept(self, connection: Connection, files: Mapping[str, bytes], now: float) -> list[str]:
+        """Check files, publish them under a new snapshot, and mark the bundles that are new; which ones these are."""
         query = select(signing_requests).where(signing_requests.c.state == "pending")
         expected = {row.target: Target(row.size, row.bundle_sha256) for row in connection.execute(query)}
-        new = repository.check_next(targets=targets, current=current, submitted=metadata, expected=expected, now=now)
-        if request.target not in new:
-            raise InvalidError(f"the metadata does not hold {request.target}")
-        version, _ = repository.version_and_expiry(metadata)
-        self._put(connection, f"{version}.{BUNDLES}.json", metadata, now)
-        self._publish(connection, now)
-        signed = signing_requests.c.target.in_(new)
+        online = {role: [key.public_key.keyid for key in signers] for role, signers in self._online().items()}
+        current = self._chain(connection)
+        update_ = checks.check_update(current, files, online=online, expected=expected, now=now)
+        for name, content in files.items():
+            self._put(connection, name, content, now)
+        self._publish(connection, update_.chain, now)
+        signed = signing_requests.c.target.in_(update_.new)
         connection.execute(update(signing_requests).where(signed).values(state="signed", answered_at=now))
+        return update_.new
 
     def refuse(self, id: str, reason: str) -> SigningRequest:  # noqa: A002 its name
         """The signer will not sign this bundle.
@@ -183,26 +192,37 @@ class Signing:
             return
         with self._engine.begin() as connection:
             take_turns(connection, _TURN)
-            content = self.metadata(connection, "timestamp.json")
-            if content is not None:
+            content, chain = self.metadata(connection, "timestamp.json"), self._chain(connection)
+            if content is not None and chain is not None:
                 _, expires = repository.version_and_expiry(content)
                 if expires - now < repository.TIMESTAMP_LIFE.total_seconds() / 2:
-                    self._publish(connection, now)
+                    self._publish(connection, chain, now)
         self._refreshed_at = now
 
-    def _publish(self, connection: Connection, now: float) -> None:
+    def _publish(self, connection: Connection, chain: Chain, now: float) -> None:
         """Write snapshot and timestamp over the newest targets and bundles."""
-        bundles, targets = self._latest(connection, BUNDLES), self._latest(connection, "targets")
-        if bundles is None or targets is None:
-            raise ConflictError("the repository has not begun")
         last = self._latest(connection, "snapshot")
         version = repository.version_and_expiry(last)[0] + 1 if last is not None else 1
-        snapshot = repository.snapshot(version, bundles, targets, signer=self._signers["snapshot"], now=now)
+        signer = self._signer(chain.root, "snapshot")
+        snapshot = repository.snapshot(version, chain.bundles, chain.targets, signer=signer, now=now)
         self._put(connection, f"{version}.snapshot.json", snapshot, now)
         before = self.metadata(connection, "timestamp.json")
         next_version = repository.version_and_expiry(before)[0] + 1 if before is not None else 1
-        timestamp = repository.timestamp(next_version, version, signer=self._signers["timestamp"], now=now)
+        signer = self._signer(chain.root, "timestamp")
+        timestamp = repository.timestamp(next_version, version, signer=signer, now=now)
         self._put(connection, "timestamp.json", timestamp, now)
+
+    def _signer(self, root: bytes, role: str) -> CryptoSigner:
+        """The key of ours that the root names for an online role."""
+        named = {key.keyid for key in repository.holders(root, role).keys}
+        for signer in self._online()[role]:
+            if signer.public_key.keyid in named:
+                return signer
+        raise SetupError(f"{self._keys_folder}: no key that the root metadata names for {role}; put it back there")
+
+    def _chain(self, connection: Connection) -> Chain | None:
+        found = [self._latest(connection, role) for role in Chain._fields]
+        return Chain(*(content for content in found if content is not None)) if None not in found else None
 
     def _latest(self, connection: Connection, role: str) -> bytes | None:
         names = connection.execute(select(tuf_metadata.c.name).where(tuf_metadata.c.name.like(f"%.{role}.json")))

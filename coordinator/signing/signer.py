@@ -1,33 +1,64 @@
-"""The signer: a process of its own with its own keys, off the coordinator's machine in production.
+"""The signer of bundles: a process of its own with its own key, off the coordinator's machine in production.
 
 It asks the coordinator what waits, looks at each bundle itself, and hands back signed metadata. Whoever holds the
 coordinator can ask for signatures but not make them, and the signer signs only what is a whole bundle under the
-very name that its manifest gives it.
+very name that its manifest gives it; by policy only when a person says so.
 """
 
 import hashlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
-from tuf.api.metadata import Key
+from securesystemslib.signer import Signer as Key
 
 from contract import bundle, targets
+from contract.bundle import Manifest
 from contract.errors import ContractError
 from coordinator.client import Client, ClientError
 from coordinator.errors import InvalidError, SetupError
 from coordinator.files import write_private
 from coordinator.records import SigningRequest
+from coordinator.signing import ceremony as ceremonies
 from coordinator.signing import keys, repository
-from coordinator.signing.repository import BUNDLES, OFFLINE_ROLES, ONLINE_ROLES, Target
+from coordinator.signing.ceremony import Ceremony
+from coordinator.signing.keys import Ask, no_secret
+from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, PEOPLE, Holders, Target
 
 logger = logging.getLogger(__name__)
 
+FILE = "signer.toml"
 KEYS = "keys"
-METADATA = "metadata"
+_RENEW_S = repository.OFFLINE_DAYS * 86400.0 / 2
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of `signer.toml`, in the signer's folder.
+
+    Attributes:
+        policy: `automatic` signs every good bundle; `person` waits for `fieldfare keys approve`.
+    """
+
+    policy: Literal["automatic", "person"] = "automatic"
+
+    @classmethod
+    def load(cls, folder: Path) -> "Policy":
+        """Read it; the defaults where there is no file.
+
+        Raises:
+            SetupError: not TOML, or a key that does not belong.
+        """
+        path = folder / FILE
+        try:
+            return msgspec.toml.decode(path.read_bytes(), type=cls)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, msgspec.DecodeError) as error:
+            raise SetupError(f"{path}: {error}") from error
 
 
 class Coordinator(Protocol):
@@ -37,8 +68,12 @@ class Coordinator(Protocol):
         """GET and decode."""
         ...
 
-    def publish_repository(self, metadata: dict[str, str]) -> dict[str, Any]:
-        """Hand in the first metadata."""
+    def signing_metadata(self, role: str) -> bytes | None:
+        """The newest published metadata of a role."""
+        ...
+
+    def publish_metadata(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """Hand in metadata by file name."""
         ...
 
     def signing_requests(self) -> list[SigningRequest]:
@@ -59,46 +94,110 @@ class Coordinator(Protocol):
 
 
 class Signer:
-    """Keys and the metadata that they signed, in one folder; all of it survives a kill at any moment."""
+    """The key of `bundles` and the metadata that it signed, in one folder; both survive a kill at any moment."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use a signer's folder; keys are made where they are missing."""
-        self._folder = folder
-        self._signers = {role: keys.ensure(folder / KEYS, role) for role in OFFLINE_ROLES}
-        (folder / METADATA).mkdir(mode=0o700, exist_ok=True)
+    def __init__(self, folder: Path, *, ask: Ask = no_secret) -> None:
+        """Use a signer's folder.
 
-    def begin(self, coordinator: Coordinator, now: float) -> None:
-        """Publish the first metadata where the coordinator has none.
+        Args:
+            folder: with `keys` and, where it has signed before, `metadata/bundles.json`.
+            ask: gives the passphrase or PIN of the key.
+        """
+        self._folder, self._ask = folder, ask
+        self._path = folder / "metadata" / f"{BUNDLES}.json"
+        self._key: Key | None = None
+
+    def begin(self, coordinator: Coordinator, now: float) -> bool:
+        """Take the key that the repository names, and what was signed with it; False while there is no repository.
+
+        A laptop's repository is begun here, with one key a role; one in production is begun by a ceremony.
 
         Raises:
-            SetupError: the coordinator's repository has another signer's root, or its online keys changed.
+            SetupError: the coordinator's repository names another signer, or the key cannot be read.
         """
         answer = coordinator.get("/v1/signing/repository", dict[str, Any])
-        if not self._path("root").exists():
-            if answer["initialised"]:
-                raise SetupError(f"{self._folder}: this coordinator trusts another signer; use that signer's folder")
-            online = {role: _key(answer["keys"][role]) for role in ONLINE_ROLES}
-            made = repository.initial(self._signers, online, now)
-            for role in reversed(OFFLINE_ROLES):  # root last: where it is, the others are
-                write_private(self._path(role), made[role])
         if not answer["initialised"]:
-            first = {role: self._path(role).read_text() for role in OFFLINE_ROLES}
-            coordinator.publish_repository(first)
-            logger.info("published the first root metadata")
+            if answer["mode"] == "production":
+                return False
+            self._begin_alone(coordinator, answer["keys"], now)
+        delegating = coordinator.signing_metadata("targets")
+        if delegating is None:
+            return False
+        self._key = self.key_of(repository.holders(delegating, BUNDLES))
+        self._adopt(coordinator.signing_metadata(BUNDLES))
+        return True
+
+    def _begin_alone(self, coordinator: Coordinator, online: Mapping[str, dict[str, object]], now: float) -> None:
+        ceremony, mine = Ceremony(self._folder), self._folder / KEYS
+        made = {role: keys.ensure(mine, role).public_key for role in (*PEOPLE, BUNDLES)}
+        if not ceremony.begun:
+            holders = {role: Holders([made[role]]) for role in PEOPLE}
+            holders |= {role: Holders([keys.parse_public(online[role])]) for role in ONLINE_ROLES}
+            for role, key in made.items():
+                ceremony.introduce(role, key)
+            ceremony.init(holders, Holders([made[BUNDLES]]), now)
+        ceremony.sign(mine, lambda name: keys.load(mine, name))
+        ceremonies.publish(ceremony, coordinator, self.key_of, now)
+        logger.info("published the first root metadata")
+
+    def key_of(self, holders: Holders) -> Key:
+        """The key here that may sign for these.
+
+        Raises:
+            SetupError: none.
+        """
+        here = keys.names(self._folder / KEYS)
+        for key in holders.keys:
+            if key.keyid in here:
+                return keys.load(self._folder / KEYS, here[key.keyid], self._ask)
+        raise SetupError(f"{self._folder}: this coordinator trusts another signer; use that signer's folder")
+
+    def _adopt(self, published: bytes | None) -> None:
+        """Go on from the published metadata where it is newer than what is here: another machine signed it for us."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if published is None:
+            return
+        if self._path.exists():
+            mine, _ = repository.version_and_expiry(self._path.read_bytes())
+            if repository.version_and_expiry(published)[0] <= mine:
+                return
+        if not repository.signed_by(published, self._signer.public_key):
+            raise SetupError("the coordinator shows metadata that this signer's key did not sign; do not trust it")
+        write_private(self._path, published)
+
+    @property
+    def _signer(self) -> Key:
+        if self._key is None:
+            raise SetupError("the signer has not begun")
+        return self._key
 
     def work(self, coordinator: Coordinator, now: float) -> int:
-        """Answer every request that waits; how many there were."""
+        """Answer every request that waits, and renew the metadata long before it expires; how many requests."""
+        self._renew(coordinator, now)
         requests = coordinator.signing_requests()
         for request in requests:
             try:
-                metadata = self.sign(request, coordinator.signing_bundle(request.bundle_sha256), now)
+                self.approve(coordinator, request, now)
             except (ContractError, InvalidError) as error:
                 logger.warning("refused %s: %s", request.target, error)
                 coordinator.refuse_signature(request.id, str(error))
-                continue
-            coordinator.submit_signature(request.id, metadata.decode())
-            logger.info("signed %s", request.target)
         return len(requests)
+
+    def approve(self, coordinator: Coordinator, request: SigningRequest, now: float) -> None:
+        """Sign for one request and hand it in; errors as in `sign`."""
+        metadata = self.sign(request, coordinator.signing_bundle(request.bundle_sha256), now)
+        coordinator.submit_signature(request.id, metadata.decode())
+        logger.info("signed %s", request.target)
+
+    def _renew(self, coordinator: Coordinator, now: float) -> None:
+        current = self._path.read_bytes()
+        if repository.version_and_expiry(current)[1] - now > _RENEW_S:
+            return
+        after = repository.renew_bundles(current, self._signer, now)
+        version, _ = repository.version_and_expiry(after)
+        coordinator.publish_metadata({f"{version}.{BUNDLES}.json": after.decode()})
+        write_private(self._path, after)
+        logger.info("renewed the bundles metadata")
 
     def sign(self, request: SigningRequest, content: bytes, now: float) -> bytes:
         """Look at a bundle and sign for it. Signing again what is signed gives the same bytes.
@@ -109,47 +208,54 @@ class Signer:
             ContractError: not a bundle.
             InvalidError: another digest, size or name than the request says, or a name that is taken.
         """
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != request.bundle_sha256 or len(content) != request.size:
-            raise InvalidError("the bundle is not the one that was asked for: its digest or size differs")
-        manifest = bundle.unpack(content).manifest
-        name = bundle.target_path(manifest.model, manifest.version, manifest.variant, digest)
-        if name != request.target:
-            raise InvalidError(f"the bundle's manifest makes it {name}, not {request.target}")
-        current = self._path(BUNDLES).read_bytes()
-        if repository.target(current, name) not in (None, Target(request.size, digest)):
-            raise InvalidError(f"{name} was signed with another content")
+        manifest = read_manifest(request, content)
+        target = Target(request.size, request.bundle_sha256)
+        current = self._path.read_bytes()
+        if repository.target(current, request.target) not in (None, target):
+            raise InvalidError(f"{request.target} was signed with another content")
         custom = msgspec.to_builtins(targets.custom(manifest))
-        target = Target(request.size, digest)
-        signer = self._signers[BUNDLES]
-        after = repository.add_target(current, name, target, custom=custom, signer=signer, now=now)
+        after = repository.add_target(current, request.target, target, custom=custom, signer=self._signer, now=now)
         if after != current:
-            write_private(self._path(BUNDLES), after)
+            write_private(self._path, after)
         return after
 
-    def _path(self, role: str) -> Path:
-        return self._folder / METADATA / f"{role}.json"
 
-
-def _key(described: dict[str, Any]) -> Key:
-    return Key.from_dict(described.pop("keyid"), described)
+def read_manifest(request: SigningRequest, content: bytes) -> Manifest:
+    """The manifest of a bundle that is the one which a request names; errors as in `Signer.sign`."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != request.bundle_sha256 or len(content) != request.size:
+        raise InvalidError("the bundle is not the one that was asked for: its digest or size differs")
+    manifest = bundle.unpack(content).manifest
+    name = bundle.target_path(manifest.model, manifest.version, manifest.variant, digest)
+    if name != request.target:
+        raise InvalidError(f"the bundle's manifest makes it {name}, not {request.target}")
+    return manifest
 
 
 def create(folder: Path) -> None:
-    """Make a signer's keys where they are missing."""
-    Signer(folder)
+    """Make a laptop's keys where they are missing: one a role, plain."""
+    for role in (*PEOPLE, BUNDLES):
+        keys.ensure(folder / KEYS, role)
 
 
 def run(
-    folder: Path, url: str, ca: Path, token: str, *, poll_s: float = 0.5, stop: threading.Event | None = None
+    folder: Path,
+    url: str,
+    ca: Path,
+    token: str,
+    *,
+    ask: Ask = no_secret,
+    poll_s: float = 0.5,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Sign what waits until `stop` is set; a coordinator that is away is waited for.
+    """Sign what waits, by the folder's policy, until `stop` is set; a coordinator that is away is waited for.
 
     Args:
         folder: of this signer.
         url: of the coordinator.
         ca: PEM file of the certificate authority that the coordinator's certificate comes from.
         token: of the signer, not of the operator.
+        ask: gives the passphrase or PIN of the key.
         poll_s: seconds between two looks.
         stop: ends the loop.
 
@@ -157,16 +263,22 @@ def run(
         SetupError: keys that cannot be read, or a coordinator that trusts another signer.
     """
     stop = stop or threading.Event()
-    signer, begun, said = Signer(folder), False, ""
+    signer, policy, begun, said = Signer(folder, ask=ask), Policy.load(folder).policy, False, ""
     with Client(url, ca, token, retry_s=0.0) as client:
         while not stop.is_set():
+            told = ""
             try:
+                begun = begun or signer.begin(client, time.time())
                 if not begun:
-                    signer.begin(client, time.time())
-                    begun = True
-                signer.work(client, time.time())
+                    told = "the coordinator has no root metadata yet; it comes from: fieldfare keys publish"
+                elif policy == "automatic":
+                    signer.work(client, time.time())
+                elif waiting := client.signing_requests():
+                    told = f"{len(waiting)} bundles wait for a person: fieldfare keys waiting"
             except ClientError as error:
-                if str(error) != said:  # once, not twice a second
-                    logger.warning("the coordinator did not answer as hoped: %s", error)
-                said = str(error)
+                told = f"the coordinator did not answer as hoped: {error}"
+                begun = False  # the repository may name another key by now
+            if told and told != said:  # once, not twice a second
+                logger.warning("%s", told)
+            said = told
             stop.wait(poll_s)

@@ -1,7 +1,7 @@
 """A coordinator's fleet services over a real database, with a signer in the same process and a clock to set."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,20 @@ def make_bundle(version: int = 1, **manifest: Any) -> bytes:
 class LocalCoordinator:
     """`signer.Coordinator` over the service itself, in place of HTTP; answers pass through JSON as they would."""
 
-    def __init__(self, signing: Signing) -> None:
+    def __init__(self, signing: Signing, mode: str = "laptop") -> None:
         self.signing = signing
+        self.mode = mode
 
     def get(self, path: str, kind: type[Any], **_query: object) -> Any:
         assert path == "/v1/signing/repository"
-        return msgspec.json.decode(msgspec.json.encode(routes._state(self.signing)), type=kind)
+        return msgspec.json.decode(msgspec.json.encode(routes.state(self.signing, self.mode)), type=kind)
 
-    def publish_repository(self, metadata: dict[str, str]) -> dict[str, Any]:
-        self.signing.begin({role: text.encode() for role, text in metadata.items()})
+    def signing_metadata(self, role: str) -> bytes | None:
+        chain = self.signing.chain()
+        return getattr(chain, role) if chain is not None else None
+
+    def publish_metadata(self, files: Mapping[str, str]) -> dict[str, Any]:
+        self.signing.publish({name: text.encode() for name, text in files.items()})
         return {}
 
     def signing_requests(self) -> list[SigningRequest]:

@@ -1,5 +1,5 @@
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -95,7 +95,7 @@ def test_beginning_again_changes_nothing_and_another_signer_is_refused(site: Sit
 
 def test_a_signer_that_was_killed_before_it_published_goes_on_with_what_it_made(site: Site) -> None:
     class Deaf(LocalCoordinator):
-        def publish_repository(self, metadata: dict[str, str]) -> dict[str, object]:
+        def publish_metadata(self, files: Mapping[str, str]) -> dict[str, object]:
             raise ConnectionError
 
         def submit_signature(self, id: str, metadata: str) -> object:  # type: ignore[override] # noqa: A002 its name
@@ -111,6 +111,7 @@ def test_a_signer_that_was_killed_before_it_published_goes_on_with_what_it_made(
         again.work(deaf, site.now)
     assert state(site, ref) == ("pending", "")
     site.signer = Signer(site.state / "signer")
+    site.begin()
     assert site.sign() == 1
     assert state(site, ref) == ("signed", "")
 
@@ -153,7 +154,7 @@ def test_the_coordinator_takes_only_what_it_asked_for(
     ref = site.register()
     (request,) = site.signing.requests()
     current = (site.state / "signer" / "metadata" / "bundles.json").read_bytes()
-    key = site.signer._signers["bundles"]
+    key = site.signer._signer
     wrong = repository.add_target(current, path or ref.target, target, custom={}, signer=key, now=site.now)
     with pytest.raises(InvalidError, match=message):
         site.signing.submit(request.id, wrong)
@@ -166,7 +167,7 @@ def test_what_was_signed_stays_and_versions_only_grow(site: Site) -> None:
     site.sign()
     second = site.register(2)
     (request,) = site.signing.requests()
-    key = site.signer._signers["bundles"]
+    key = site.signer._signer
     target = Target(request.size, second.sha256)
     forgetful = repository.add_target(empty, second.target, target, custom={}, signer=key, now=site.now)
     with pytest.raises(InvalidError, match="does not follow"):
@@ -240,7 +241,8 @@ def test_a_request_is_made_once_for_a_bundle(site: Site) -> None:
 
 
 def test_keys_are_their_owners_alone(site: Site) -> None:
-    found = [*(site.state / "signer" / "keys").iterdir(), *(site.state / "pki" / "tuf").iterdir()]
+    site.begin()
+    found = [*(site.state / "signer" / "keys").glob("*.pem"), *(site.state / "pki" / "tuf").glob("*.pem")]
     assert sorted(path.name for path in found) == [
         "bundles.pem", "root.pem", "snapshot.pem", "targets.pem", "timestamp.pem",
     ]  # fmt: skip
