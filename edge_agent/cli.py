@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from edge_agent.commands import config, enrol, run, status
+from edge_agent.commands import config, doctor, enrol, run, status
 from edge_agent.errors import AgentError
 
-_COMMANDS = (enrol, run, status, config)
+_COMMANDS = (enrol, run, status, doctor, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,7 +47,7 @@ def read(root: Path) -> Status:
     """
     folder = Folder(root)
     device = load(folder).device
-    running = _running(folder.lock)
+    running = is_running(folder.lock)
     if not folder.state.exists():
         return Status(
             device=device,
@@ -86,7 +86,8 @@ def _served(state: State) -> dict[str, Served]:
     }
 
 
-def _running(lock: Path) -> bool:
+def is_running(lock: Path) -> bool:
+    """Whether an agent holds this lock."""
     try:
         with lock.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

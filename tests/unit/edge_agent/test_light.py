@@ -33,6 +33,7 @@ def test_the_daemon_loads_nothing_heavy_and_leaves_tuf_and_cryptography_to_its_c
         ["enrol", "--help"],
         ["run", "--help"],
         ["status", "--help"],
+        ["doctor", "--help"],
         ["config", "--help"],
         ["config", "check", "--help"],
     ],
