@@ -5,7 +5,8 @@ Up (channel: type)              Down (channel: type)
     gone:     Gone (last will)      metadata: MetadataReply
     metadata: MetadataRequest       ack:      Ack
     pull:     BlockRequest          round:    Instruction
-    report:   Report
+    report:   Report                renew:    RenewalReply
+    renew:    RenewalRequest
 
 `Report` is the only durable message. The agent keeps each one in its outbox until the coordinator has committed
 it and said so in an `Ack`; (device, outbox, seq) names it for ever, so one that comes twice counts once.
@@ -105,6 +106,16 @@ class BlockRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 
     sha256: str
     blocks: list[int]
+
+
+class RenewalRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="renewal-request"):
+    """Ask for a new certificate for the key that this device has."""
+
+
+class RenewalReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="renewal-reply"):
+    """A certificate in PEM; the one that the device has already where it asked too early."""
+
+    certificate: str
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,11 +281,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="r
     body: Body
 
 
-Up = Hello | Gone | MetadataRequest | BlockRequest | Report
+Up = Hello | Gone | MetadataRequest | BlockRequest | RenewalRequest | Report
 UP: dict[str, type[Up]] = {
     "hello": Hello,
     "gone": Gone,
     "metadata": MetadataRequest,
     "pull": BlockRequest,
+    "renew": RenewalRequest,
     "report": Report,
 }

@@ -15,9 +15,11 @@ from fastapi import FastAPI
 
 from contract.messages import Alert, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from coordinator import api, config, overview, records
+from coordinator.broker import revoked
 from coordinator.config import Config
 from coordinator.errors import SetupError
 from coordinator.fleet import routes as fleet_routes
+from coordinator.fleet.revocation import Revocation
 from coordinator.fleet.service import Fleet
 from coordinator.gateway.core import Handler
 from coordinator.gateway.service import Gateway
@@ -59,6 +61,7 @@ class Services:
     rounds: Rounds
     monitoring: Monitoring
     gateway: Gateway
+    revocation: Revocation
 
 
 def compose(state: Path) -> Services:
@@ -70,7 +73,8 @@ def compose(state: Path) -> Services:
     settings = config.load(state)
     storage = Storage(open_engine(settings.database_url(state)), Blobs(settings.blobs_url(state)))
     signing = Signing(storage, state / "pki" / "tuf")
-    fleet = Fleet(storage, settings, Authority.load(state))
+    authority = Authority.load(state)
+    fleet = Fleet(storage, settings, authority)
     jobs = Jobs(storage, state / "jobs")
     rounds = Rounds(storage, jobs=jobs, cohort=fleet.members, smallest_cohort=settings.smallest_cohort)
     rollouts = Rollouts(storage, fleet, signing)
@@ -83,6 +87,16 @@ def compose(state: Path) -> Services:
         UploadBlock: rounds.on_upload_block,
         RoundReply: rounds.on_round_reply,
     }
+    gateway = Gateway(
+        settings, state, storage=storage, fleet=fleet, signing=signing, handlers=handlers, instructions=rounds
+    )
+    revocation = Revocation(
+        storage,
+        settings,
+        authority,
+        publish=lambda crl: revoked.publish(state, settings, crl),
+        kick=gateway.kick,
+    )
     return Services(
         config=settings,
         storage=storage,
@@ -93,9 +107,8 @@ def compose(state: Path) -> Services:
         rollouts=rollouts,
         rounds=rounds,
         monitoring=monitoring,
-        gateway=Gateway(
-            settings, state, storage=storage, fleet=fleet, signing=signing, handlers=handlers, instructions=rounds
-        ),
+        gateway=gateway,
+        revocation=revocation,
     )
 
 
@@ -175,6 +188,7 @@ def _loops(services: Services, runner: Runner) -> list[Loop]:
         Loop("jobs", lambda _now: runner.tick()),
         Loop("fleet", fleet),
         Loop("gateway", services.gateway.tick, every_s=GATEWAY_TICK_S),
+        Loop("revocation", services.revocation.tick),
         Loop("monitoring", services.monitoring.tick),
     ]
 

@@ -302,9 +302,14 @@ class Client(Transport):
 
     # fleet
 
-    def add_device(self, name: str, tags: Mapping[str, str] | None = None, *, hardware_class: str = "") -> DeviceToken:
-        """Expect a device; its one-time token comes back, and replaces one that was not used."""
-        body = {"name": name, "tags": tags or {}, "hardware_class": hardware_class}
+    def add_device(
+        self, name: str, tags: Mapping[str, str] | None = None, *, hardware_class: str = "", again: bool = False
+    ) -> DeviceToken:
+        """Expect a device, or one that is enrolled or revoked `again`.
+
+        Its one-time token comes back, and replaces one that was not used.
+        """
+        body = {"name": name, "tags": tags or {}, "hardware_class": hardware_class, "again": again}
         return self.post("/v1/devices", DeviceToken, body)
 
     def devices(self, cohort: str = "all") -> list[Device]:
@@ -314,6 +319,10 @@ class Client(Transport):
     def device(self, name: str) -> Device:
         """One device."""
         return self.get(f"/v1/devices/{name}", Device)
+
+    def revoke_device(self, name: str, reason: str = "") -> Device:
+        """End what a device may do; the broker cuts it off within seconds."""
+        return self.post(f"/v1/devices/{name}/revoke", Device, {"reason": reason})
 
     # rollouts
 

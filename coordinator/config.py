@@ -58,9 +58,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         mode: `laptop` makes and keeps every key on this machine; in `production` root, targets and bundles are signed
             elsewhere.
         host, api_port, broker_port: where the API and the broker listen.
-        broker: `embedded` (amqtt) or `mosquitto`; both demand a client certificate.
+        broker: `embedded` (amqtt), `mosquitto`, or `external`: one that somebody else runs, with the configuration of
+            `fieldfare broker config`. All demand a client certificate.
+        broker_host: where the coordinator and the devices find an external broker; empty: `host`.
+        broker_crl: where an external broker reads the list of revoked certificates; the coordinator writes it.
+        broker_reload: command that makes an external broker read it again.
+        crl_days: how long the list lasts; it is made anew every day, and a broker with an old one lets nobody in.
         smallest_cohort: results of fewer devices are never reported.
-        certificate_days: how long a device's certificate lasts.
+        certificate_days: how long a device's certificate lasts; it renews it when a third of that is left.
+        renewal_grace_days: how long after its end a device may still renew it, over HTTPS and with its key.
         token_hours: how long an enrolment token lasts.
         max_jobs: jobs that run side by side.
     """
@@ -69,11 +75,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     broker_port: int
     mode: Literal["laptop", "production"] = "laptop"
     host: str = "127.0.0.1"
-    broker: Literal["embedded", "mosquitto"] = "embedded"
+    broker: Literal["embedded", "mosquitto", "external"] = "embedded"
+    broker_host: str = ""
+    broker_crl: str = ""
+    broker_reload: list[str] = []
+    crl_days: int = 30
     database: str = ""
     blobs: str = ""
     smallest_cohort: int = 10
-    certificate_days: int = 90
+    certificate_days: int = 30
+    renewal_grace_days: int = 30
     token_hours: int = 24
     max_jobs: int = 2
     drift: Drift = Drift()

@@ -4,6 +4,7 @@ A certificate's common name is the identity of its holder everywhere: at the bro
 """
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ from coordinator.files import write_private
 FOLDER = "pki"
 CA_DAYS = 3650
 SERVER_DAYS = 825
+CRL_DAYS = 30  # of the empty list that a new folder gets; the coordinator's own follows
+CRL = "crl.pem"
 CSR_BYTES = 8 * 1024
 _BACKDATE = timedelta(minutes=5)  # a device's clock may be a little behind ours
 
@@ -73,6 +76,35 @@ class Authority:
         key = _checked_key(csr_pem, name)
         return _pem(self.issue(key, name, usage=ExtendedKeyUsageOID.CLIENT_AUTH, lasts=timedelta(days=days), now=now))
 
+    def renew(self, certificate_pem: bytes, name: str, *, days: int, now: datetime) -> bytes:
+        """A certificate for the same device and the same key, from now on; errors as in `sign_csr`."""
+        topics.check_device(name)
+        key = x509.load_pem_x509_certificate(certificate_pem).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidError(f"the certificate of {name} holds no elliptic-curve key; enrol the device again")
+        return _pem(self.issue(key, name, usage=ExtendedKeyUsageOID.CLIENT_AUTH, lasts=timedelta(days=days), now=now))
+
+    def crl(self, revoked: Mapping[int, datetime], *, lasts: timedelta, now: datetime) -> bytes:
+        """The list of revoked certificates in PEM.
+
+        Args:
+            revoked: since when, by serial number.
+            lasts: a broker that has no newer list by then lets nobody in any more.
+            now: time zone aware.
+        """
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - _BACKDATE)
+            .next_update(now + lasts)
+            .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+        )
+        for serial, since in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def issue(
         self,
         key: ec.EllipticCurvePublicKey,
@@ -100,7 +132,8 @@ class Authority:
 def create(state: Path, now: datetime | None = None, *, host: str = "127.0.0.1") -> None:
     """Make what is missing of `pki/`: the authority, server certificates, the coordinator's client certificate.
 
-    Server certificates are good for this machine and for `host`; they are made again where it has changed.
+    Server certificates are good for this machine and for `host`; they are made again where it has changed, or where a
+    third of their time is left.
     """
     now = now or datetime.now(UTC)
     folder = state / FOLDER
@@ -115,13 +148,31 @@ def create(state: Path, now: datetime | None = None, *, host: str = "127.0.0.1")
         ("api", ExtendedKeyUsageOID.SERVER_AUTH, local),
         (topics.COORDINATOR, ExtendedKeyUsageOID.CLIENT_AUTH, ()),
     ):
-        if not _names(folder / f"{name}.crt", alternatives):
-            key = ec.generate_private_key(ec.SECP256R1())
-            lasts = timedelta(days=SERVER_DAYS)
-            certificate = authority.issue(
-                key.public_key(), name, usage=usage, lasts=lasts, now=now, alternatives=alternatives
-            )
-            _write_pair(folder, name, key, certificate)
+        if not _is_good(folder / f"{name}.crt", alternatives, now):
+            _issue_pair(folder, authority, name, usage=usage, alternatives=alternatives, now=now)
+    if not (folder / CRL).exists():
+        write_private(folder / CRL, authority.crl({}, lasts=timedelta(days=CRL_DAYS), now=now), mode=0o644)
+
+
+def issue_server(authority: Authority, folder: Path, name: str, *, hosts: tuple[str, ...], now: datetime) -> None:
+    """Write `NAME.key` and `NAME.crt` of a server that is reached by these names and addresses."""
+    alternatives = tuple(dict.fromkeys(_host(host) for host in hosts))
+    usage = ExtendedKeyUsageOID.SERVER_AUTH
+    _issue_pair(folder, authority, name, usage=usage, alternatives=alternatives, now=now)
+
+
+def _issue_pair(
+    folder: Path,
+    authority: Authority,
+    name: str,
+    *,
+    usage: x509.ObjectIdentifier,
+    alternatives: tuple[x509.GeneralName, ...],
+    now: datetime,
+) -> None:
+    key, lasts = ec.generate_private_key(ec.SECP256R1()), timedelta(days=SERVER_DAYS)
+    certificate = authority.issue(key.public_key(), name, usage=usage, lasts=lasts, now=now, alternatives=alternatives)
+    _write_pair(folder, name, key, certificate)
 
 
 def _host(name: str) -> x509.GeneralName:
@@ -131,12 +182,15 @@ def _host(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _names(path: Path, alternatives: tuple[x509.GeneralName, ...]) -> bool:
-    """Whether there is a certificate that names these hosts."""
+def _is_good(path: Path, alternatives: tuple[x509.GeneralName, ...], now: datetime) -> bool:
+    """Whether there is a certificate that names these hosts, with more than a third of its time left."""
     if not path.exists():
         return False
-    extensions = x509.load_pem_x509_certificate(path.read_bytes()).extensions
-    found = [extension.value for extension in extensions if isinstance(extension.value, x509.SubjectAlternativeName)]
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    if now > certificate.not_valid_after_utc - timedelta(days=SERVER_DAYS / 3):
+        return False
+    values = [extension.value for extension in certificate.extensions]
+    found = [value for value in values if isinstance(value, x509.SubjectAlternativeName)]
     return set(alternatives) <= {name for names in found for name in names}
 
 
@@ -144,6 +198,26 @@ def same_key(one_pem: bytes, other_pem: bytes) -> bool:
     """Whether two certificates are for one key."""
     one, other = (x509.load_pem_x509_certificate(pem) for pem in (one_pem, other_pem))
     return one.public_key() == other.public_key()
+
+
+def serial(certificate_pem: bytes) -> int:
+    """A certificate's serial number, which no other certificate of the authority has."""
+    return x509.load_pem_x509_certificate(certificate_pem).serial_number
+
+
+def validity(certificate_pem: bytes) -> tuple[float, float]:
+    """When a certificate begins and ends, in seconds since the epoch."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def revoked_serials(crl_pem: bytes) -> frozenset[int]:
+    """Serial numbers on a list of revoked certificates.
+
+    Raises:
+        ValueError: no such list.
+    """
+    return frozenset(entry.serial_number for entry in x509.load_pem_x509_crl(crl_pem))
 
 
 def _authority(now: datetime) -> Authority:

@@ -140,12 +140,14 @@ class DeviceAlert(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """An enrolled or expected agent.
+    """An enrolled, expected or revoked agent.
 
     Attributes:
         hello: its last message of that kind.
         desired: what it should serve.
         alerts: the newest first; only where one device is asked for.
+        certificate_expires_at: of its newest certificate; it renews it before.
+        revoked_at: it may do nothing since then; None for most.
     """
 
     name: str
@@ -157,6 +159,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     hello: dict[str, Any] | None = None
     desired: dict[str, Any] | None = None
     alerts: list[DeviceAlert] = []
+    certificate_expires_at: float | None = None
+    revoked_at: float | None = None
+    revoked_reason: str = ""
 
 
 class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):

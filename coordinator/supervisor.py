@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from coordinator import config as configuration
 from coordinator.errors import SetupError
 from coordinator.files import write_private
 from coordinator.jobs import processes
@@ -106,7 +107,8 @@ def run(state: Path, signer_state: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         _end_leftovers(state)  # to the end, even when asked to stop: nobody else would end them
-        roles = [_Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log") for name in ROLES]
+        names = [name for name in ROLES if name != "broker" or configuration.load(state).broker != "external"]
+        roles = [_Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log") for name in names]
         try:
             while not stopping:
                 for role in roles:
@@ -115,7 +117,9 @@ def run(state: Path, signer_state: Path) -> None:
                 time.sleep(0.1)
         finally:
             for name in ("coordinator", "signer", "broker"):  # who speaks to others goes first
-                next(role for role in roles if role.name == name).stop()
+                for role in roles:
+                    if role.name == name:
+                        role.stop()
             _file(state).unlink(missing_ok=True)
 
 

@@ -13,9 +13,13 @@ def run(state: Path) -> int:
     Returns: the exit code; Mosquitto takes the process over and does not return.
 
     Raises:
-        SetupError: no coordinator in `state`, the program is missing, or the port is taken.
+        SetupError: no coordinator in `state`, the program is missing, the port is taken, or the broker is not ours.
     """
     from coordinator import config
     from coordinator.broker import embedded, mosquitto
+    from coordinator.errors import SetupError
 
-    return mosquitto.run(state) if config.load(state).broker == "mosquitto" else embedded.run(state)
+    kind = config.load(state).broker
+    if kind == "external":
+        raise SetupError("the broker is external: whoever runs it starts it (fieldfare broker config)")
+    return mosquitto.run(state) if kind == "mosquitto" else embedded.run(state)

@@ -6,6 +6,7 @@ under `fleet/v1`. Blobs are open to all enrolled devices: a bundle is no secret,
 
 from contract import topics
 from contract.errors import TopicError
+from coordinator.broker import revoked
 
 
 def known(name: str) -> bool:
@@ -35,14 +36,14 @@ def may_subscribe(name: str, topic_filter: str) -> bool:
 
 def mosquitto() -> str:
     """The rules as an ACL file; `%u` is the common name of the client's certificate."""
-    return "\n".join(
-        [
-            f"user {topics.COORDINATOR}",
-            f"topic readwrite {topics.PREFIX}/#",
-            "",
-            f"pattern write {topics.PREFIX}/dev/%u/up/#",
-            f"pattern read {topics.PREFIX}/dev/%u/down/#",
-            f"pattern read {topics.PREFIX}/blob/#",
-            "",
-        ]
-    )
+    return f"""# Who may speak and listen where. %u is the common name of a client's certificate.
+# The coordinator, under its name; it also tells the dynamic-security plugin whose sessions to cut.
+user {topics.COORDINATOR}
+topic readwrite {topics.PREFIX}/#
+topic write {revoked.CONTROL}
+
+# A device: below its own name, and the blocks of artifacts, which are signed and no secret.
+pattern write {topics.PREFIX}/dev/%u/up/#
+pattern read {topics.PREFIX}/dev/%u/down/#
+pattern read {topics.PREFIX}/blob/#
+"""

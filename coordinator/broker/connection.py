@@ -76,6 +76,11 @@ class Connection:
         self.connect: ConnectPacket
         self.session: ClientSession
 
+    @property
+    def tls(self) -> Any:
+        """The `ssl.SSLObject` of the connection."""
+        return self._writer.get_extra_info("ssl_object")
+
     def wake(self) -> None:
         """Something waits to be sent."""
         self._wake.set()
@@ -105,7 +110,7 @@ class Connection:
         if connect.proto_level != MQTT_3_1_1:
             await self._write(ConnackPacket.build(0, UNACCEPTABLE_PROTOCOL_VERSION).to_bytes())
             return False
-        if not await self._hub.admit(connect, self._writer.get_extra_info("ssl_object")):
+        if not await self._hub.admit(connect, self.tls):
             await self._write(ConnackPacket.build(0, NOT_AUTHORIZED).to_bytes())
             return False
         self.connect = connect

@@ -27,7 +27,10 @@ from amqtt.mqtt.connect import ConnectPacket
 from amqtt.session import Session
 
 from coordinator import config as configuration
+from coordinator import pki
+from coordinator.broker import revoked
 from coordinator.broker.connection import REFUSED, Connection
+from coordinator.broker.plugins import certificate_serial
 from coordinator.broker.session import ClientSession, Message
 from coordinator.errors import SetupError
 
@@ -47,6 +50,15 @@ class FleetBroker(Broker):
         self._connections: dict[str, Connection] = {}
         self._retained: dict[str, Message] = {}
         self._serving: dict[asyncio.Task[Any], Connection] = {}
+        self._revoked: frozenset[int] = frozenset()
+
+    def revoke(self, serials: frozenset[int]) -> None:
+        """Refuse the holders of these certificates from now on, and cut the connections of those that are here."""
+        self._revoked = serials
+        for connection in list(self._serving.values()):
+            if certificate_serial(connection.tls) in serials:
+                logger.warning("cut the connection of a revoked certificate")
+                connection.abort()
 
     @staticmethod
     def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
@@ -72,9 +84,10 @@ class FleetBroker(Broker):
         claim = Session()
         claim.client_id = connect.client_id
         claim.ssl_object = tls
-        admitted = bool(await self._authenticate(claim, self.listeners_config["default"]))
+        admitted = certificate_serial(tls) not in self._revoked
+        admitted = admitted and bool(await self._authenticate(claim, self.listeners_config["default"]))
         if not admitted:
-            logger.warning("refused a client that calls itself %.80r without being it", connect.client_id)
+            logger.warning("refused a client that calls itself %.80r: it is not, or is revoked", connect.client_id)
         return admitted
 
     def attach(self, connection: Connection) -> tuple[ClientSession, bool]:
@@ -176,14 +189,14 @@ class FleetBroker(Broker):
 
 def broker_config(state: Path, config: configuration.Config) -> BrokerConfig:
     """The configuration of amqtt: one TLS listener, our two plugins and none of its own."""
-    pki = state / "pki"
+    folder = state / "pki"
     listener = ListenerConfig(
         bind=f"{config.host}:{config.broker_port}",
         max_connections=-1,
         ssl=True,
-        cafile=pki / "ca.crt",
-        certfile=pki / "broker.crt",
-        keyfile=pki / "broker.key",
+        cafile=folder / "ca.crt",
+        certfile=folder / "broker.crt",
+        keyfile=folder / "broker.key",
     )
     plugins = ("CertificateAuthentication", "TopicAuthorisation")
     return BrokerConfig(
@@ -205,6 +218,16 @@ async def serve(state: Path, config: configuration.Config, stop: asyncio.Event) 
     except Exception as error:
         raise SetupError(f"the broker cannot listen on {config.host}:{config.broker_port}: {error}") from error
     logger.info("embedded broker on %s:%d", config.host, config.broker_port)
+
+    def read_revoked() -> None:
+        try:
+            broker.revoke(pki.revoked_serials((state / "pki" / pki.CRL).read_bytes()))
+        except (OSError, ValueError):
+            logger.exception("the list of revoked certificates cannot be read; the last one stays in force")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_revoked)
+    revoked.note_process(state)
+    read_revoked()
     await stop.wait()
     await broker.shutdown()
 

@@ -22,6 +22,12 @@ def common_name(tls: Any) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
+def certificate_serial(tls: Any) -> int | None:
+    """The serial number of a client's verified certificate, None without one."""
+    certificate = tls.getpeercert() if tls is not None else None
+    return int(certificate["serialNumber"], 16) if certificate else None
+
+
 class CertificateAuthentication(BaseAuthPlugin):
     """A client is its certificate: the client id must be the certificate's common name."""
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from coordinator.records import Device
 
 app = typer.Typer(
-    help="Devices: expect them, list them, look at one.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Devices: expect them, list them, look at one, revoke one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -21,12 +23,15 @@ def add(
     name: str,
     tag: Annotated[list[str], typer.Option(help="KEY=VALUE, may be given several times.")] = [],  # noqa: B006 - typer
     token_file: Annotated[Path | None, typer.Option(help="Write the token there (mode 0600).")] = None,
+    again: Annotated[bool, typer.Option("--again", help="It is enrolled or revoked, and shall enrol anew.")] = False,
     state: State = STATE,
     as_json: AsJson = False,
 ) -> None:
     """Expect a device and get its one-time enrolment token.
 
     Example: fieldfare devices add meter-1 --tag site=north --token-file meter-1.token
+
+    For a device whose certificate has expired, or that was revoked: fieldfare devices add meter-1 --again
     """
     tags = {}
     for item in tag:
@@ -35,7 +40,7 @@ def add(
             raise typer.BadParameter(f"{item!r}: use KEY=VALUE")
         tags[key] = value
     with connect(state) as client:
-        made = client.add_device(name, tags)
+        made = client.add_device(name, tags, again=again)
     if token_file is not None:
         token_file.touch(mode=0o600)
         token_file.chmod(0o600)
@@ -84,6 +89,8 @@ def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
         "hardware class": device.hardware_class or "-",
         "tags": ", ".join(f"{key}={value}" for key, value in device.tags.items()) or "-",
         "enrolled": moment(device.enrolled_at),
+        "certificate until": moment(device.certificate_expires_at),
+        "revoked": f"{moment(device.revoked_at)} {device.revoked_reason}".strip(),
         "connected": "yes" if device.connected else "no",
         "last seen": moment(device.last_seen),
         "agent": hello.get("agent_version", "-"),
@@ -100,10 +107,32 @@ def show(name: str, state: State = STATE, as_json: AsJson = False) -> None:
         print_table(["ALERT", "KIND", "MODEL", ""], rows)
 
 
+@app.command()
+def revoke(
+    name: str,
+    reason: Annotated[str, typer.Option(help="Kept with the device, for people.")] = "",
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a device: the broker cuts it off within seconds, and nothing that it says counts any more.
+
+    It comes back only with a new key and a new token (fieldfare devices add NAME --again).
+
+    Example: fieldfare devices revoke meter-1 --reason stolen
+    """
+    with connect(state) as client:
+        device = client.revoke_device(name, reason)
+    if as_json:
+        print_json(device)
+    else:
+        typer.echo(f"{name}: revoked {moment(device.revoked_at)}")
+
+
 def _row(device: "Device") -> list[object]:
     hello = device.hello or {}
     there = "yes" if device.connected else "no" if device.enrolled_at else "not enrolled"
     serves = _bundles(hello.get("bundles"))
+    there = "revoked" if device.revoked_at else there
     seen, kind = moment(device.last_seen), device.hardware_class or "-"
     return [device.name, kind, there, seen, serves, hello.get("inferences", "-"), hello.get("samples", "-")]
 

@@ -4,12 +4,12 @@ import base64
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, HTTPException, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Response
 from pydantic import Field
 
 from contract import signatures
 from coordinator.answers import Body, answer
-from coordinator.fleet.service import Fleet
+from coordinator.fleet.service import RENEWAL, Fleet
 from coordinator.signing.service import Signing
 from coordinator.storage import Storage
 
@@ -20,6 +20,13 @@ class NewDevice(Body):
     name: str
     tags: dict[str, str] = Field(default_factory=dict)
     hardware_class: str = ""
+    again: bool = False
+
+
+class NewRevocation(Body):
+    """POST /v1/devices/NAME/revoke."""
+
+    reason: str = ""
 
 
 class EnrolmentRequest(Body):
@@ -49,7 +56,7 @@ def router(fleet: Fleet) -> APIRouter:
 
     @routes.post("")
     def add_device(body: NewDevice) -> Response:
-        return answer(fleet.add(body.name, body.tags, body.hardware_class), status=201)
+        return answer(fleet.add(body.name, body.tags, body.hardware_class, again=body.again), status=201)
 
     @routes.get("")
     def list_devices(cohort: str = "all") -> Response:
@@ -59,11 +66,15 @@ def router(fleet: Fleet) -> APIRouter:
     def get_device(name: str) -> Response:
         return answer(fleet.get(name))
 
+    @routes.post("/{name}/revoke")
+    def revoke_device(name: str, body: NewRevocation) -> Response:
+        return answer(fleet.revoke(name, body.reason))
+
     return routes
 
 
 def enrolment(fleet: Fleet, signing: Signing, storage: Storage) -> APIRouter:
-    """The open route: a token and a certificate request for a certificate and a root of trust."""
+    """What devices call: enrolment, open to whoever holds a one-time token, and renewal, signed with the key."""
     routes = APIRouter(prefix="/v1", tags=["enrolment"])
 
     @routes.post("/enrol")
@@ -80,5 +91,12 @@ def enrolment(fleet: Fleet, signing: Signing, storage: Storage) -> APIRouter:
             "root": base64.b64encode(root).decode(),
         }
         return answer(content, status=201)
+
+    signer = signed_by_device(fleet, RENEWAL)
+
+    @routes.post("/renew")
+    def renew(device: Annotated[str, Depends(signer)]) -> Response:
+        with storage.engine.begin() as connection:
+            return answer({"device": device, "certificate": fleet.renew(connection, device).decode()})
 
     return routes

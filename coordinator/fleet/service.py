@@ -18,6 +18,7 @@ from contract.messages import Alert, BundleRef, Desired, Gone, Hello, Wanted
 from coordinator import pki
 from coordinator.config import Config
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
+from coordinator.fleet import certificates
 from coordinator.fleet import cohort as cohorts
 from coordinator.fleet.tables import device_alerts, devices, received
 from coordinator.pki import Authority
@@ -25,10 +26,14 @@ from coordinator.records import Device, DeviceAlert, DeviceToken
 from coordinator.sql import insert_once
 from coordinator.storage import Storage
 
+RENEWAL = "renew"  # audience of the tokens with which a device asks for a new certificate
+
 _CLASS_LENGTH = 63
 _CLOCK_S = 300.0  # how far a device's clock may be off
 _ALERT_KIND, _ALERT_TEXT, _ALERT_MODEL = 32, 2000, 128  # characters
 _ALERTS_KEPT, _ALERTS_SHOWN = 100, 10  # of a device
+_REASON_LENGTH = 500
+_KICKS = 3  # a handshake that was under way when the list of revoked certificates changed may still have succeeded
 _DENIED = "this enrolment token is unknown, used or expired; ask for a new one"
 
 
@@ -55,39 +60,50 @@ class Fleet:
 
     # enrolment
 
-    def add(self, name: str, tags: Mapping[str, str] | None = None, hardware_class: str = "") -> DeviceToken:
+    def add(
+        self, name: str, tags: Mapping[str, str] | None = None, hardware_class: str = "", *, again: bool = False
+    ) -> DeviceToken:
         """Expect a device; a new token replaces one that was not used.
+
+        Args:
+            name: of the device.
+            tags, hardware_class: what is known of it; with `again`, empty ones leave what is there.
+            again: it is enrolled or revoked, and shall enrol anew. It stays as it is until it does.
 
         Returns: the one-time token; only its hash is kept.
 
         Raises:
             TopicError: no name for a device.
             InvalidError: tags or hardware class that do not fit.
-            ConflictError: it is enrolled.
+            ConflictError: it is enrolled or revoked, and not `again`.
         """
         topics.check_device(name)
         _check_class(hardware_class)
         token = secrets.token_urlsafe(32)
         now = self._clock()
         expires_at = now + self._config.token_hours * 3600.0
-        values: dict[str, Any] = {"tags": cohorts.check_tags(tags or {}), "hardware_class": hardware_class}
-        values |= {"token_sha256": _digest(token), "token_expires_at": expires_at}
+        about: dict[str, Any] = {"tags": cohorts.check_tags(tags or {}), "hardware_class": hardware_class}
+        secret = {"token_sha256": _digest(token), "token_expires_at": expires_at, "token_used_at": None}
         with self._engine.begin() as connection:
-            if not insert_once(connection, devices, {"name": name, "created_at": now, **values}):
-                expected = (devices.c.name == name) & devices.c.certificate_pem.is_(None)
-                if not connection.execute(update(devices).where(expected).values(**values)).rowcount:
-                    raise ConflictError(f"device {name} is enrolled already")
+            if not insert_once(connection, devices, {"name": name, "created_at": now, **about, **secret}):
+                row = connection.execute(select(devices).where(devices.c.name == name).with_for_update()).one()
+                known = row.certificate_pem is not None or row.revoked_at is not None
+                if known and not again:
+                    state = "is revoked" if row.revoked_at is not None else "is enrolled already"
+                    raise ConflictError(f"device {name} {state}; for a token to enrol it anew: devices add --again")
+                values = {key: value for key, value in about.items() if value or not known} | secret
+                connection.execute(update(devices).where(devices.c.name == name).values(**values))
         return DeviceToken(name=name, token=token, expires_at=expires_at)
 
     def enrol(self, token: str, csr_pem: bytes, hardware_class: str) -> Enrolment:
         """Exchange a token and a certificate request for a certificate; the token is used up.
 
         The key that used it up may show it again until it expires, and gets the same certificate: the first answer
-        may have been lost on its way.
+        may have been lost on its way. A device that enrols anew with another key ends what the old key could do.
 
         Raises:
             DeniedError: a token that is unknown, used or expired.
-            InvalidError: a request that is not for this device.
+            InvalidError: a request that is not for this device, or with a key that was revoked.
         """
         _check_class(hardware_class)
         now, digest = self._clock(), _digest(token)
@@ -99,15 +115,70 @@ class Fleet:
             moment = datetime.fromtimestamp(now, UTC)
             days = self._config.certificate_days
             certificate = self._authority.sign_csr(csr_pem, row.name, days=days, now=moment)
-            if row.certificate_pem is None:
-                values = {"certificate_pem": certificate.decode(), "enrolled_at": now}
+            old = None if row.certificate_pem is None else row.certificate_pem.encode()
+            same_key = old is not None and pki.same_key(old, certificate)
+            if row.token_used_at is None:
+                if same_key and row.revoked_at is not None:
+                    raise InvalidError("the key of this request was revoked; use: edge-agent enrol --again --new-key")
+                if old is not None and not same_key:
+                    certificates.revoke(connection, row.name, now)
+                values = {"certificate_pem": certificate.decode(), "enrolled_at": now, "token_used_at": now}
+                values |= {
+                    "revoked_at": None,
+                    "revoked_reason": "",
+                    "kicks_left": int(old is not None and not same_key),
+                }
                 values["hardware_class"] = hardware_class or row.hardware_class
                 connection.execute(update(devices).where(devices.c.name == row.name).values(**values))
-            elif pki.same_key(row.certificate_pem.encode(), certificate):
-                certificate = row.certificate_pem.encode()
+                certificates.note(connection, row.name, certificate, now)
+            elif same_key and old is not None:
+                certificate = old
             else:
                 raise DeniedError(_DENIED)
-        return Enrolment(row.name, certificate, self._authority.ca_pem, self._config.host, self._config.broker_port)
+        host = self._config.broker_host or self._config.host
+        return Enrolment(row.name, certificate, self._authority.ca_pem, host, self._config.broker_port)
+
+    def renew(self, connection: Connection, device: str) -> bytes:
+        """A new certificate for the key that an enrolled device has.
+
+        A certificate with more than half of its time left is given again: the first answer may have been lost, and a
+        device whose clock is wrong may ask without end.
+
+        Raises:
+            DeniedError: it is not enrolled, or is revoked.
+        """
+        now = self._clock()
+        current = self.certificate(connection, device)
+        if current is None:
+            raise DeniedError("this device is not enrolled, or is revoked")
+        begin, end = pki.validity(current)
+        if end - now > (end - begin) / 2:
+            return current
+        moment, days = datetime.fromtimestamp(now, UTC), self._config.certificate_days
+        made = self._authority.renew(current, device, days=days, now=moment)
+        connection.execute(update(devices).where(devices.c.name == device).values(certificate_pem=made.decode()))
+        certificates.note(connection, device, made, now)
+        return made
+
+    def revoke(self, name: str, reason: str = "") -> Device:
+        """End what a device may do, now and until it enrols anew with another key: broker, reports, tokens, renewal.
+
+        The broker hears of it from `coordinator.fleet.revocation`.
+
+        Raises:
+            NotFoundError: no such device.
+            InvalidError: a reason that is too long.
+        """
+        if len(reason) > _REASON_LENGTH:
+            raise InvalidError(f"a reason of {len(reason)} characters; at most {_REASON_LENGTH}")
+        now = self._clock()
+        values: dict[str, Any] = {"revoked_at": now, "revoked_reason": reason, "connected": False, "kicks_left": _KICKS}
+        values |= {"token_sha256": None, "token_expires_at": 0.0}
+        with self._engine.begin() as connection:
+            active = (devices.c.name == name) & devices.c.revoked_at.is_(None)
+            if connection.execute(update(devices).where(active).values(**values)).rowcount:
+                certificates.revoke(connection, name, now)
+        return self.get(name)
 
     def device_of(self, token: str, audience: str) -> str:
         """Who signed a request: the device of a token that its own key signed, for this audience, and now.
@@ -120,10 +191,13 @@ class Fleet:
             with self._engine.begin() as connection:
                 certificate = self.certificate(connection, claim.device)
             if certificate is None:
-                raise DeniedError("this device is not enrolled")
+                raise DeniedError("this device is not enrolled, or is revoked")
             signatures.verify(certificate, payload, signature)
         except WireError as error:
             raise DeniedError(f"the device's token is not good: {error}") from error
+        grace = self._config.renewal_grace_days * 86400.0 if audience == RENEWAL else 0.0
+        if self._clock() > pki.validity(certificate)[1] + grace:
+            raise DeniedError("the device's certificate has expired; use: edge-agent enrol --again")
         if claim.audience != audience:
             raise DeniedError(f"the device's token is for another purpose than {audience}")
         left = claim.not_after - self._clock()
@@ -159,23 +233,24 @@ class Fleet:
         return [_record(row) for row in rows if _matches(query, row)]
 
     def members(self, connection: Connection, cohort: str) -> list[str]:
-        """Names of the enrolled devices of a cohort, sorted.
+        """Names of the enrolled devices of a cohort that are not revoked, sorted.
 
         Raises:
             InvalidError: a query that cannot be read.
         """
         query = cohorts.parse(cohort)
-        enrolled = select(devices).where(devices.c.certificate_pem.is_not(None)).order_by(devices.c.name)
+        good = devices.c.certificate_pem.is_not(None) & devices.c.revoked_at.is_(None)
+        enrolled = select(devices).where(good).order_by(devices.c.name)
         return [row["name"] for row in connection.execute(enrolled).mappings() if _matches(query, row)]
 
     def certificate(self, connection: Connection, device: str) -> bytes | None:
-        """The certificate of an enrolled device."""
-        query = select(devices.c.certificate_pem).where(devices.c.name == device)
+        """The newest certificate of an enrolled device, None for one that is revoked."""
+        query = select(devices.c.certificate_pem).where(devices.c.name == device, devices.c.revoked_at.is_(None))
         found = connection.execute(query).scalar()
         return found.encode() if found else None
 
     def is_enrolled(self, connection: Connection, device: str) -> bool:
-        """Whether a device has a certificate of ours."""
+        """Whether a device has a certificate of ours, and is not revoked."""
         return self.certificate(connection, device) is not None
 
     def hardware_class(self, connection: Connection, device: str) -> str:
@@ -278,6 +353,9 @@ def _record(row: RowMapping) -> Device:
         last_seen=row["last_seen"],
         hello=row["hello"],
         desired=row["desired"],
+        certificate_expires_at=pki.validity(row["certificate_pem"].encode())[1] if row["certificate_pem"] else None,
+        revoked_at=row["revoked_at"],
+        revoked_reason=row["revoked_reason"],
     )
 
 

@@ -13,7 +13,8 @@ devices = Table(
     Column("created_at", Float, nullable=False),
     Column("token_sha256", String(64), nullable=True, unique=True),  # of the token that enrols it, or did
     Column("token_expires_at", Float, nullable=False, default=0.0),
-    Column("certificate_pem", Text, nullable=True),  # null until it enrolled
+    Column("token_used_at", Float, nullable=True),
+    Column("certificate_pem", Text, nullable=True),  # the newest; null until it enrolled
     Column("enrolled_at", Float, nullable=True),
     Column("connected", Boolean, nullable=False, default=False),
     Column("boot", String(128), nullable=False, default=""),
@@ -22,6 +23,20 @@ devices = Table(
     Column("desired", Json, nullable=True),  # contract.messages.Desired
     Column("desired_revision", Integer, nullable=False, default=0),
     Column("published_revision", Integer, nullable=False, default=0),
+    Column("revoked_at", Float, nullable=True),
+    Column("revoked_reason", Text, nullable=False, default=""),
+    Column("kicks_left", Integer, nullable=False, default=0),  # how often the broker is still told to cut it off
+)
+
+# One row for each certificate until it has expired, so that all of a device's can be revoked.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(40), primary_key=True),  # hexadecimal
+    Column("device", String(63), nullable=False, index=True),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float, nullable=True, index=True),
 )
 
 # One row for each report whose effect is committed; (device, outbox, seq) names a report for ever.

@@ -20,6 +20,8 @@ from contract.messages import (
     Instruction,
     MetadataReply,
     MetadataRequest,
+    RenewalReply,
+    RenewalRequest,
     Report,
 )
 from coordinator.errors import CallerError, NotFoundError
@@ -123,6 +125,9 @@ class Core:
                     return []
                 case MetadataRequest():
                     return [self._metadata(connection, device, message)]
+                case RenewalRequest():
+                    reply = RenewalReply(certificate=self._fleet.renew(connection, device).decode())
+                    return [Outgoing(topics.down(device, "renew"), codec.encode(reply))]
                 case BlockRequest():
                     self._ask(connection, device, message, now)
                     return []

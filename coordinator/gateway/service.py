@@ -4,7 +4,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from contract import topics
+from coordinator.broker import revoked
 from coordinator.config import Config
 from coordinator.errors import SetupError
 from coordinator.fleet.service import Fleet
@@ -72,7 +73,8 @@ class Gateway:
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
-        self._client.connect_async(self._config.host, self._config.broker_port, KEEPALIVE_S)
+        host = self._config.broker_host or self._config.host
+        self._client.connect_async(host, self._config.broker_port, KEEPALIVE_S)
         self._client.loop_start()
 
     def stop(self) -> None:
@@ -98,6 +100,15 @@ class Gateway:
         messages, published = self._core.tick(now)
         if self._publish(messages):
             published()
+
+    def kick(self, devices: Sequence[str]) -> bool:
+        """Have the broker cut the sessions of devices; False where it cannot be told now.
+
+        The embedded broker does it by itself, when it reads that their certificates are revoked.
+        """
+        if self._config.broker == "embedded":
+            return True
+        return self.connected and self._publish([Outgoing(revoked.CONTROL, revoked.kick_command(devices))])
 
     def _revive(self) -> None:
         """Start paho's network thread again if it died; paho would not, nor say so."""

@@ -4,13 +4,15 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contract import limits
-from coordinator import pki
+from coordinator import config, pki
+from coordinator.broker import revoked
 from tests.fakes.broker_process import BrokerProcess, Client, eventually
 
 UP = "fleet/v1/dev/{}/up/{}"
@@ -309,3 +311,75 @@ def test_qos_2_from_a_client_is_delivered_once(connect: Connect) -> None:
     assert device.publish(UP.format("dev-n", "hello"), b"exactly", qos=2)
     assert device.publish(UP.format("dev-n", "hello"), b"end")
     assert eventually(lambda: coordinator.payloads() == [b"exactly", b"end"])
+
+
+def _revoke(broker: BrokerProcess, *names: str) -> None:
+    serials = {pki.serial(broker.certificate(name)[0].read_bytes()): datetime.now(UTC) for name in names}
+    crl = broker.authority.crl(serials, lasts=timedelta(days=1), now=datetime.now(UTC))
+    revoked.publish(broker.state, config.load(broker.state), crl)
+
+
+def _refused(broker: BrokerProcess, name: str, **options: Any) -> bool:
+    """Whether a client gets nowhere, be it at the handshake or at the CONNECT."""
+    try:
+        client = Client(broker, name, **options)
+    except OSError:
+        return True
+    try:
+        return bool(eventually(client.closed.is_set)) and not client.connected.is_set()
+    finally:
+        client.stop()
+
+
+def test_a_revoked_certificate_is_cut_off_and_cannot_return_under_any_name(
+    broker: BrokerProcess, connect: Connect
+) -> None:
+    coordinator = connect("coordinator")
+    victim, neighbour = connect("dev-r"), connect("dev-s")
+    neighbour.subscribe(DOWN.format("dev-s", "#"))
+    _revoke(broker, "dev-r")
+    if config.load(broker.state).broker == "mosquitto":
+        assert coordinator.publish(revoked.CONTROL, revoked.kick_command(["dev-r"]))
+    assert eventually(victim.closed.is_set)
+    assert _refused(broker, "dev-r")
+    assert _refused(broker, "dev-r", client_id="dev-s")
+    assert _refused(broker, "dev-r", client_id="somebody")
+    assert coordinator.publish(DOWN.format("dev-s", "round"), b"still there")
+    assert eventually(lambda: neighbour.payloads() == [b"still there"])
+    assert not neighbour.closed.is_set()
+    assert connect("dev-t").publish(UP.format("dev-t", "hello"), b"welcome")
+    _revoke(broker)
+    assert connect("dev-r").publish(UP.format("dev-r", "hello"), b"back")
+
+
+@pytest.mark.mosquitto
+def test_no_device_can_have_another_cut_off(tmp_path: Path) -> None:
+    broker = BrokerProcess(tmp_path, "mosquitto")
+    clients = [Client(broker, name) for name in ("dev-a", "dev-b", "coordinator")]
+    attacker, victim, coordinator = clients
+    try:
+        attacker.publish(revoked.CONTROL, revoked.kick_command(["dev-b", "coordinator"]))
+        attacker.publish("$CONTROL/dynamic-security/v1", b'{"commands": [{"command": "listClients"}]}')
+        coordinator.subscribe(UP.format("dev-b", "#"))
+        assert victim.publish(UP.format("dev-b", "hello"), b"here")
+        assert eventually(lambda: coordinator.payloads() == [b"here"])
+        assert not victim.closed.is_set()
+    finally:
+        for client in clients:
+            client.stop()
+        broker.stop()
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_with_an_expired_list_lets_nobody_in_until_it_has_a_new_one(tmp_path: Path) -> None:
+    broker = BrokerProcess(tmp_path, "mosquitto")
+    try:
+        old = broker.authority.crl({}, lasts=timedelta(days=1), now=datetime.now(UTC) - timedelta(days=2))
+        revoked.publish(broker.state, config.load(broker.state), old)
+        assert eventually(lambda: _refused(broker, "dev-a"), 20)
+        _revoke(broker)
+        client = Client(broker, "dev-a")
+        assert client.connected.is_set()
+        client.stop()
+    finally:
+        broker.stop()

@@ -3,11 +3,13 @@
 import os
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import given
@@ -16,8 +18,9 @@ from sqlalchemy import Engine, create_engine, func, insert, inspect, select, tex
 
 from contract import limits, tensors
 from contract.errors import TooLargeError, TopicError
-from coordinator import migrate
+from coordinator import migrate, pki
 from coordinator.errors import NotFoundError, SetupError
+from coordinator.fleet.tables import certificates, devices
 from coordinator.jobs.service import Jobs
 from coordinator.jobs.tables import jobs
 from coordinator.jobs.worker import Record
@@ -25,6 +28,7 @@ from coordinator.registry.service import Registry
 from coordinator.registry.tables import models
 from coordinator.sql import insert_once
 from coordinator.storage import Blobs, Storage, open_engine
+from tests.fakes.broker_process import device_key_and_csr
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
@@ -72,6 +76,33 @@ def test_migrating_twice_changes_nothing(engine: Engine) -> None:
     migrate.upgrade(engine)
     with engine.begin() as connection:
         assert connection.execute(select(func.count()).select_from(models)).scalar_one() == 1
+
+
+def test_devices_that_enrolled_before_certificates_had_rows_get_them(url: str, tmp_path: Path) -> None:
+    pki.create(tmp_path)
+    _, csr = device_key_and_csr("meter-1")
+    pem = pki.Authority.load(tmp_path).sign_csr(csr, "meter-1", days=30, now=datetime.now(UTC))
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        alembic = migrate.configuration()
+        alembic.attributes["connection"] = connection
+        command.upgrade(alembic, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO devices (name, hardware_class, tags, created_at, token_expires_at, certificate_pem, "
+                "enrolled_at, connected, boot, desired_revision, published_revision) "
+                "VALUES ('meter-1', '', '{}', 1.0, 0.0, :pem, 2.0, :no, '', 0, 0)"
+            ),
+            {"pem": pem.decode(), "no": False},
+        )
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        kept = connection.execute(select(certificates)).one()
+        device = connection.execute(select(devices)).one()
+    engine.dispose()
+    assert (int(kept.serial, 16), kept.device, kept.issued_at) == (pki.serial(pem), "meter-1", 2.0)
+    assert (kept.expires_at, kept.revoked_at) == (pki.validity(pem)[1], None)
+    assert (device.token_used_at, device.revoked_at, device.kicks_left) == (2.0, None, 0)
 
 
 def test_a_database_of_a_newer_version_is_left_alone(engine: Engine) -> None:

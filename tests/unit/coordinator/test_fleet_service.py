@@ -1,5 +1,5 @@
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ from sqlalchemy import select
 from contract import signatures
 from contract.errors import TopicError
 from contract.messages import Alert, Gone
+from coordinator import pki
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
-from coordinator.fleet import cohort
+from coordinator.fleet import certificates, cohort
+from coordinator.fleet.revocation import Revocation
 from coordinator.fleet.tables import device_alerts, devices
 from tests.fakes.broker_process import device_key_and_csr
 from tests.fakes.fleet_site import Site
@@ -205,3 +207,156 @@ def test_an_alert_that_does_not_fit_is_refused(site: Site, alert: Alert) -> None
     with site.engine.begin() as connection, pytest.raises(InvalidError):
         site.fleet.on_alert(connection, "meter-1", alert, 5.0)
     assert site.fleet.get("meter-1").alerts == []
+
+
+def test_a_token_is_worth_nothing_once_the_certificate_has_expired_but_for_renewal(site: Site) -> None:
+    site.enrol("meter-1")
+
+    def ask(audience: str) -> str:
+        token = signatures.issue_token(site.keys["meter-1"], "meter-1", audience, site.now + 60)
+        return site.fleet.device_of(token, audience)
+
+    site.now += 31 * 86400
+    with pytest.raises(DeniedError, match="edge-agent enrol --again"):
+        ask("blobs")
+    assert ask("renew") == "meter-1"
+    with site.engine.begin() as connection:
+        site.fleet.renew(connection, "meter-1")
+    assert ask("blobs") == "meter-1"
+    site.now += 61 * 86400
+    with pytest.raises(DeniedError, match="expired"):
+        ask("renew")
+
+
+def test_a_revoked_device_is_nobody_any_more(site: Site) -> None:
+    site.enrol("meter-1")
+    site.enrol("meter-2")
+    token = signatures.issue_token(site.keys["meter-1"], "meter-1", "blobs", site.now + 60)
+    revoked = site.fleet.revoke("meter-1", "stolen")
+    assert (revoked.revoked_at, revoked.revoked_reason, revoked.connected) == (site.now, "stolen", False)
+    site.now += 1
+    assert site.fleet.revoke("meter-1", "again").revoked_at == site.now - 1
+    with pytest.raises(DeniedError, match="revoked"):
+        site.fleet.device_of(token, "blobs")
+    with site.engine.begin() as connection:
+        assert site.fleet.members(connection, "all") == ["meter-2"]
+        assert not site.fleet.is_enrolled(connection, "meter-1")
+        assert len(certificates.revoked(connection, site.now)) == 1
+        assert certificates.revoked(connection, site.now + 31 * 86400) == {}  # it has expired by then
+    with pytest.raises(NotFoundError):
+        site.fleet.revoke("meter-9")
+    with pytest.raises(InvalidError, match="reason"):
+        site.fleet.revoke("meter-1", "x" * 501)
+
+
+def test_a_token_that_was_not_used_is_worth_nothing_after_a_revocation(site: Site) -> None:
+    token = site.fleet.add("meter-1").token
+    site.fleet.revoke("meter-1")
+    with pytest.raises(DeniedError):
+        site.fleet.enrol(token, device_key_and_csr("meter-1")[1], "")
+    with pytest.raises(ConflictError, match="--again"):
+        site.fleet.add("meter-1")
+    again = site.fleet.add("meter-1", again=True).token
+    assert site.fleet.enrol(again, device_key_and_csr("meter-1")[1], "").device == "meter-1"
+
+
+def test_a_revoked_device_comes_back_with_a_new_key_and_a_new_token_only(site: Site) -> None:
+    token = site.fleet.add("meter-1", {"site": "north"}).token
+    key, csr = device_key_and_csr("meter-1")
+    site.fleet.enrol(token, csr, "armv7")
+    site.fleet.revoke("meter-1", "stolen")
+    with pytest.raises(DeniedError):
+        site.fleet.enrol(token, csr, "armv7")
+    again = site.fleet.add("meter-1", again=True).token
+    with pytest.raises(InvalidError, match="--new-key"):
+        site.fleet.enrol(again, csr, "")
+    site.fleet.enrol(again, device_key_and_csr("meter-1")[1], "")
+    device = site.fleet.get("meter-1")
+    assert (device.revoked_at, device.revoked_reason, device.tags, device.hardware_class) == (
+        None,
+        "",
+        {"site": "north"},
+        "armv7",
+    )
+    with pytest.raises(DeniedError, match="verify"):
+        site.fleet.device_of(signatures.issue_token(key, "meter-1", "blobs", site.now + 60), "blobs")
+
+
+def test_enrolling_anew_with_the_same_key_revokes_nothing_and_with_another_key_ends_the_old_one(site: Site) -> None:
+    first = site.fleet.add("meter-1").token
+    _, csr = device_key_and_csr("meter-1")
+    old = site.fleet.enrol(first, csr, "").certificate
+    second = site.fleet.add("meter-1", again=True).token
+    with site.engine.begin() as connection:
+        assert site.fleet.certificate(connection, "meter-1") == old  # until the token is used
+    assert site.fleet.enrol(second, csr, "").certificate != old
+    with site.engine.begin() as connection:
+        assert certificates.revoked(connection, site.now) == {}
+    third = site.fleet.add("meter-1", again=True).token
+    new = site.fleet.enrol(third, device_key_and_csr("meter-1")[1], "").certificate
+    with site.engine.begin() as connection:
+        listed = certificates.revoked(connection, site.now)
+    assert pki.serial(old) in listed
+    assert pki.serial(new) not in listed
+    assert len(listed) == 2
+
+
+class Told:
+    """What a broker would be told, in order."""
+
+    def __init__(self) -> None:
+        self.crls: list[frozenset[int]] = []
+        self.kicked: list[list[str]] = []
+        self.reachable = True
+
+    def publish(self, crl_pem: bytes) -> None:
+        self.crls.append(pki.revoked_serials(crl_pem))
+
+    def kick(self, names: Sequence[str]) -> bool:
+        if self.reachable:
+            self.kicked.append(list(names))
+        return self.reachable
+
+
+def test_the_broker_hears_of_a_revocation_until_it_could_be_told_and_of_nothing_otherwise(site: Site) -> None:
+    told = Told()
+    revocation = Revocation(site.storage, site.config, site.authority, publish=told.publish, kick=told.kick)
+    site.enrol("meter-1")
+    site.enrol("meter-2")
+    for _ in range(3):
+        revocation.tick(site.now)
+    assert (told.crls, told.kicked) == ([frozenset()], [])
+    site.fleet.revoke("meter-1")
+    told.reachable = False
+    revocation.tick(site.now)
+    assert len(told.crls[-1]) == 1
+    assert told.kicked == []
+    told.reachable = True
+    for second in range(20):
+        revocation.tick(site.now + 0.5 * second)
+    assert told.kicked == [["meter-1"]] * 3
+    before = len(told.crls)
+    revocation.tick(site.now + 86400.0 - 60)
+    assert len(told.crls) == before
+    revocation.tick(site.now + 86400.0 + 60)  # the list grows old
+    assert len(told.crls) == before + 1
+
+
+def test_a_list_that_could_not_be_given_to_the_broker_is_given_again_before_anybody_is_cut_off(site: Site) -> None:
+    told = Told()
+    failing = [True]
+
+    def publish(crl_pem: bytes) -> None:
+        if failing[0]:
+            raise OSError("no space left")
+        told.publish(crl_pem)
+
+    revocation = Revocation(site.storage, site.config, site.authority, publish=publish, kick=told.kick)
+    site.enrol("meter-1")
+    site.fleet.revoke("meter-1")
+    with pytest.raises(OSError, match="no space"):
+        revocation.tick(site.now)
+    assert told.kicked == []
+    failing[0] = False
+    revocation.tick(site.now)
+    assert (len(told.crls), told.kicked) == (1, [["meter-1"]])

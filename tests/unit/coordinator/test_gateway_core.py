@@ -20,12 +20,16 @@ from contract.messages import (
     Instruction,
     MetadataReply,
     MetadataRequest,
+    RenewalReply,
+    RenewalRequest,
     Report,
     RoundReply,
     SignedReceipt,
     Wanted,
 )
+from coordinator import pki
 from coordinator.errors import ConflictError
+from coordinator.fleet import certificates
 from coordinator.fleet.tables import received
 from coordinator.gateway.blocks import COALESCE_S, PER_TICK, BlockQueue
 from coordinator.gateway.core import Core, Outgoing
@@ -200,6 +204,30 @@ def test_metadata_is_answered_file_by_file(stage: Stage) -> None:
     replies = [codec.decode(answer.payload, MetadataReply) for answer in answers]
     assert [reply.content is None for reply in replies] == [False, True, True]
     assert {answer.topic for answer in answers} == {topics.down("meter-1", "metadata")}
+
+
+def test_a_device_gets_a_new_certificate_for_its_key_once_half_of_the_time_is_over(stage: Stage) -> None:
+    def renew() -> bytes:
+        [answer] = stage.send("renew", RenewalRequest())
+        assert answer.topic == topics.down("meter-1", "renew")
+        return codec.decode(answer.payload, RenewalReply).certificate.encode()
+
+    with stage.engine.begin() as connection:
+        first = stage.fleet.certificate(connection, "meter-1")
+    assert first is not None
+    stage.now += 14 * 86400
+    assert renew() == first
+    stage.now += 2 * 86400
+    second = renew()
+    assert second != first
+    assert pki.same_key(first, second)
+    assert pki.validity(second)[1] == stage.now + 30 * 86400
+    assert renew() == second  # the answer may have been lost
+    stage.fleet.revoke("meter-1")
+    assert stage.send("renew", RenewalRequest()) == []
+    with stage.engine.begin() as connection:
+        listed = certificates.revoked(connection, stage.now)
+    assert set(listed) == {pki.serial(first), pki.serial(second)}
 
 
 def test_equal_requests_are_answered_with_one_publication(stage: Stage) -> None:

@@ -32,7 +32,8 @@ def test_keys_are_their_owners_alone_and_a_second_creation_changes_nothing(state
     before = {path.name: path.read_bytes() for path in (state / "pki").iterdir()}
     pki.create(state, NOW + timedelta(days=1))
     assert {path.name: path.read_bytes() for path in (state / "pki").iterdir()} == before
-    assert set(before) == {f"{name}.{end}" for name in ("ca", "broker", "api", "coordinator") for end in ("key", "crt")}
+    pairs = {f"{name}.{end}" for name in ("ca", "broker", "api", "coordinator") for end in ("key", "crt")}
+    assert set(before) == {*pairs, "crl.pem"}
     assert {path.stat().st_mode & 0o777 for path in (state / "pki").glob("*.key")} == {0o600}
 
 
@@ -98,6 +99,44 @@ def test_the_coordinators_name_is_for_no_device(state: Path) -> None:
     _, csr = device_key_and_csr("coordinator")
     with pytest.raises(TopicError):
         pki.Authority.load(state).sign_csr(csr, "coordinator", days=1, now=NOW)
+
+
+def test_server_certificates_are_made_again_before_they_expire(tmp_path: Path) -> None:
+    pki.create(tmp_path, NOW)
+    names = ("broker", "api", "coordinator")
+    before = {name: (tmp_path / "pki" / f"{name}.crt").read_bytes() for name in names}
+    pki.create(tmp_path, NOW + timedelta(days=pki.SERVER_DAYS * 0.6))
+    assert {name: (tmp_path / "pki" / f"{name}.crt").read_bytes() for name in names} == before
+    later = NOW + timedelta(days=pki.SERVER_DAYS * 0.7)
+    pki.create(tmp_path, later)
+    for name in names:
+        end = pki.validity((tmp_path / "pki" / f"{name}.crt").read_bytes())[1]
+        assert end == (later + timedelta(days=pki.SERVER_DAYS)).timestamp()
+
+
+def test_a_renewed_certificate_is_for_the_same_name_and_key_with_a_new_number(state: Path) -> None:
+    authority = pki.Authority.load(state)
+    _, csr = device_key_and_csr("meter-1")
+    first = authority.sign_csr(csr, "meter-1", days=30, now=NOW)
+    later = NOW + timedelta(days=20)
+    second = authority.renew(first, "meter-1", days=30, now=later)
+    assert pki.same_key(first, second)
+    assert pki.serial(first) != pki.serial(second)
+    begin, end = later - timedelta(minutes=5), later + timedelta(days=30)
+    assert pki.validity(second) == (begin.timestamp(), end.timestamp())
+    assert [part.value for part in x509.load_pem_x509_certificate(second).subject] == ["meter-1"]
+
+
+def test_the_list_of_revoked_certificates_is_signed_by_the_authority_and_lists_what_it_is_told(state: Path) -> None:
+    authority = pki.Authority.load(state)
+    content = authority.crl({7: NOW, 2**150: NOW}, lasts=timedelta(days=3), now=NOW)
+    made = x509.load_pem_x509_crl(content)
+    assert made.is_signature_valid(authority.certificate.public_key())  # type: ignore[arg-type]
+    assert made.next_update_utc == NOW + timedelta(days=3)
+    assert pki.revoked_serials(content) == {7, 2**150}
+    assert pki.revoked_serials((state / "pki" / pki.CRL).read_bytes()) == frozenset()
+    with pytest.raises(ValueError, match="PEM"):
+        pki.revoked_serials(b"no list")
 
 
 def test_a_missing_authority_says_what_to_do(tmp_path: Path) -> None:
