@@ -3,7 +3,11 @@
 BLOCK_BYTES = 128 * 1024  # one block of an artifact or update; AWS IoT and most hubs stop at 128 KiB
 MESSAGE_BYTES = 160 * 1024  # any MQTT payload: a block and its envelope
 CONTROL_BYTES = 16 * 1024  # hello, desired state, instructions, acknowledgements
-METADATA_BYTES = 512 * 1024  # one file of TUF metadata, as in tuf's own client
+METADATA_BYTES = 2 * 1024 * 1024  # one file of TUF metadata; the one that names every bundle is the largest
+METADATA_PAGE_BYTES = 128 * 1024  # of such a file in one message
+ROOT_BYTES = 128 * 1024  # root metadata: some hundred keys
+SNAPSHOT_BYTES = 64 * 1024
+TIMESTAMP_BYTES = 16 * 1024
 ARTIFACT_BYTES = 256 * 1024 * 1024  # a bundle, or the weights of a model
 MANIFEST_BYTES = 256 * 1024
 TENSORS_HEADER_BYTES = 1024 * 1024

@@ -86,16 +86,24 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="gon
 
 
 class MetadataRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-request"):
-    """Ask for one file of TUF metadata, for example `2.root.json`."""
+    """Ask for one file of TUF metadata, for example `2.root.json`, from a byte on."""
 
     name: str
+    offset: int = 0
 
 
 class MetadataReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-reply"):
-    """One file of TUF metadata; `content` is None where the repository has no such file."""
+    """At most `limits.METADATA_PAGE_BYTES` of one file of TUF metadata.
+
+    Attributes:
+        content: from `offset` on; None where the repository has no such file.
+        size: bytes of the whole file.
+    """
 
     name: str
     content: bytes | None
+    offset: int = 0
+    size: int = 0
 
 
 class BlockRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="block-request"):

@@ -116,7 +116,12 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
     """The API over the services."""
     storage, settings = services.storage, services.config
     routes = api.Routes(
-        open=[fleet_routes.enrolment(services.fleet, services.signing, storage)],
+        open=[
+            fleet_routes.enrolment(services.fleet, services.signing, storage),
+            signing_routes.devices(
+                services.signing, storage, fleet_routes.signed_by_device(services.fleet, "metadata")
+            ),
+        ],
         operator=[
             registry_routes.router(services.registry, storage.blobs),
             job_routes.router(services.jobs),

@@ -5,3 +5,4 @@ of ours only `contract`. Read `daemon` for the composition, then `updater`, `mon
 """
 
 __version__ = "0.1.0"
+RELEASED = 1795392000.0  # this version is not older, seconds since the epoch (2026-11-23); no clock is earlier

@@ -32,7 +32,7 @@ from contract.messages import (
     Wanted,
     check_desired,
 )
-from edge_agent import __version__, config, trust
+from edge_agent import __version__, config, metadata, signing, trust
 from edge_agent.api import Api
 from edge_agent.api_server import ApiServer
 from edge_agent.errors import ConfigError, UnavailableError
@@ -87,6 +87,7 @@ class Agent:
             boot=self._boot,
         )
         self._transfer = Transfer(self._session, folder.staging, stopping=self._stopping)
+        self._metadata = metadata.Pages(self._session, retry_s=self._config.retry_s, stopping=self._stopping)
         self._flow = Flow(retry_s=self._config.retry_s)
         self._compose(folder)
         self._updater.restore()
@@ -94,15 +95,16 @@ class Agent:
 
     def _compose(self, folder: config.Folder) -> None:
         slots = Slots(folder.slots)
+        fetch: trust.Fetch = self._metadata.fetch
+        if self._config.updates.transport == "https":
+            fetch = metadata.over_https(self._config.url, folder.ca, lambda: signing.token(folder, "metadata"))
         self._updater = Updater(
             self._config,
             state=self._state,
             slots=slots,
             serving=self._serving,
             identity=self._identity,
-            trusted=lambda target: trust.lookup(
-                _read_root(folder.tuf_root), folder.tuf_metadata, target, self._transfer.metadata
-            ),
+            trusted=lambda target: trust.lookup(_read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
             pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
             wanted=self._wanted,
             clock=time.time,
@@ -256,9 +258,7 @@ class Agent:
                 self._desired = check_desired(codec.decode_json(payload, Desired))
                 self._wake_updater.set()
             case topics.DeviceTopic(self._config.device, "down", "metadata"):
-                self._transfer.accept_metadata(
-                    codec.decode(payload, MetadataReply, limit=limits.METADATA_BYTES + limits.CONTROL_BYTES)
-                )
+                self._metadata.accept(codec.decode(payload, MetadataReply))
             case topics.DeviceTopic(self._config.device, "down", "ack"):
                 ack = codec.decode(payload, Ack, limit=limits.CONTROL_BYTES)
                 _check_integers(ack.seqs)

@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 _CHANNELS = {kind: channel for channel, kind in UP.items()}
 _INBOX = 64  # events; 64 blocks are 8 MiB
 _OUTBOUND = 32  # messages that the broker has not confirmed; 32 blocks are 4 MiB
-_PAYLOAD_BYTES = limits.METADATA_BYTES + limits.CONTROL_BYTES  # the largest that anybody may send to a device
+_PAYLOAD_BYTES = limits.MESSAGE_BYTES  # the largest that anybody may send to a device
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Asking the coordinator for something and waiting for it: TUF metadata, and artifacts in blocks that survive a kill.
+"""Asking the coordinator for artifacts and waiting for them, in blocks that survive a kill.
 
 An artifact grows in order in `staging/<sha256>.part`: what is on disk is what need not be asked for again.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from contract import limits, topics
-from contract.messages import BlobRef, BlockRequest, MetadataReply, MetadataRequest
+from contract.messages import BlobRef, BlockRequest
 from edge_agent.errors import RefusedError, UnavailableError
 from edge_agent.session import Link
 
@@ -102,16 +102,7 @@ class Transfer:
         self._retry_s, self._patience_s = retry_s, patience_s
         self._stopping, self._clock = stopping, clock
         self._lock = threading.Lock()
-        self._metadata: dict[str, queue.Queue[MetadataReply]] = {}
         self._blocks: dict[str, tuple[PartFile, Blocks]] = {}
-
-    def accept_metadata(self, reply: MetadataReply) -> None:
-        """An answer to `metadata`; one that nobody waits for is dropped."""
-        with self._lock:
-            waiting = self._metadata.get(reply.name)
-        if waiting is not None:
-            with suppress(queue.Full):  # it has its answer
-                waiting.put_nowait(reply)
 
     def accept_block(self, sha256: str, index: int, data: bytes) -> None:
         """A block of an artifact; where nobody waits for it, a forgotten subscription is ended."""
@@ -124,28 +115,6 @@ class Transfer:
                     blocks.put_nowait((index, data))
         else:
             self._link.unsubscribe(topics.all_blocks(sha256))
-
-    def metadata(self, name: str) -> bytes | None:
-        """One file of TUF metadata; None where the repository has no such file.
-
-        Raises:
-            UnavailableError: no answer in time, or the agent ends.
-        """
-        answers: queue.Queue[MetadataReply] = queue.Queue(1)
-        with self._lock:
-            self._metadata[name] = answers
-        try:
-            started = self._clock()
-            asked_at = None
-            while self._clock() - started < self._patience_s and not self._stopping.is_set():
-                if asked_at is None or self._clock() - asked_at >= self._retry_s:
-                    asked_at = self._clock() if self._link.send(MetadataRequest(name=name)) else None
-                with suppress(queue.Empty):
-                    return answers.get(timeout=_POLL_S).content
-        finally:
-            with self._lock:
-                del self._metadata[name]
-        raise UnavailableError(f"no answer to a request for {name} in {self._patience_s:.0f} s")
 
     def pull(self, blob: BlobRef, *, give_up: Callable[[], bool] = lambda: False) -> Path:
         """Fetch an artifact; what an earlier call left on disk is not fetched again.

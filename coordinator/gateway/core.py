@@ -35,7 +35,6 @@ from coordinator.storage import Storage
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Connection, str, Any, float], None]
-_METADATA_PER_MESSAGE = limits.MESSAGE_BYTES - 1024
 
 
 class Outgoing(NamedTuple):
@@ -134,10 +133,11 @@ class Core:
         return self._report(device, message, now)
 
     def _metadata(self, connection: Connection, device: str, message: MetadataRequest) -> Outgoing:
-        content = self._signing.metadata(connection, message.name)
-        if content is not None and len(content) > _METADATA_PER_MESSAGE:
-            raise _Dropped("metadata too large", f"{message.name} has {len(content)} bytes")
-        reply = MetadataReply(name=message.name, content=content)
+        if message.offset < 0:
+            raise _Dropped("malformed", "a page before the first byte")
+        whole = self._signing.metadata(connection, message.name)
+        page = whole[message.offset :][: limits.METADATA_PAGE_BYTES] if whole is not None else None
+        reply = MetadataReply(name=message.name, content=page, offset=message.offset, size=len(whole or b""))
         return Outgoing(topics.down(device, "metadata"), codec.encode(reply))
 
     def _ask(self, connection: Connection, device: str, message: BlockRequest, now: float) -> None:

@@ -1,14 +1,16 @@
-"""HTTP of the signing service; every route but the metadata itself needs the signer's own token."""
+"""HTTP of the signing service: for the signer, with its own token, and for devices that fetch metadata."""
 
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from coordinator.answers import Body, answer
 from coordinator.errors import NotFoundError
 from coordinator.signing import repository
 from coordinator.signing.checks import Chain
 from coordinator.signing.service import Signing
+from coordinator.storage import Storage
 
 
 class SignedMetadata(Body):
@@ -64,6 +66,21 @@ def router(signing: Signing, mode: str) -> APIRouter:
         if chain is None or role not in Chain._fields:
             raise NotFoundError(f"no {role[:64]} metadata is published")
         return Response(getattr(chain, role), media_type="application/json")
+
+    return routes
+
+
+def devices(signing: Signing, storage: Storage, device: Callable[..., str]) -> APIRouter:
+    """Where devices fetch metadata over HTTPS; `device` is the dependency that lets enrolled ones in."""
+    routes = APIRouter(prefix="/v1/tuf", tags=["signing"], dependencies=[Depends(device)])
+
+    @routes.get("/{name}")
+    def get_file(name: str) -> Response:
+        with storage.engine.begin() as connection:
+            content = signing.metadata(connection, name)
+        if content is None:
+            raise NotFoundError(f"no metadata {name[:128]}")
+        return Response(content, media_type="application/json")
 
     return routes
 

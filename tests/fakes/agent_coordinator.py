@@ -113,8 +113,10 @@ class Coordinator:
                 self.hellos.append(message)
             case messages.Gone():
                 self.gone.append(message)
-            case messages.MetadataRequest(name=name):
-                reply = messages.MetadataReply(name=name, content=self.repository.files.get(name))
+            case messages.MetadataRequest(name=name, offset=offset):
+                whole = self.repository.files.get(name)
+                page = whole[offset:][: limits.METADATA_PAGE_BYTES] if whole is not None else None
+                reply = messages.MetadataReply(name=name, content=page, offset=offset, size=len(whole or b""))
                 self._send(topics.down(parsed.device, "metadata"), codec.encode(reply))
             case messages.BlockRequest(sha256=sha256, blocks=blocks):
                 for index in blocks:

@@ -1,71 +1,98 @@
-"""A TUF repository in memory, made with python-tuf, in the manner of its own RepositorySimulator."""
+"""A TUF repository in memory, made with the coordinator's and the signer's own code; a thief may hold its keys.
 
-from datetime import UTC, datetime, timedelta
+In the manner of python-tuf's own RepositorySimulator: what a test changes, it publishes, and a device fetches.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
 
-_ROLES = ("root", "targets", "snapshot", "timestamp")
+from coordinator.signing import repository
+from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, Holders, Target
+
+DAY = 86400.0
 
 
 class Repository:
-    """Signed metadata by file name.
+    """Signed metadata by file name. Root needs both of two keys, and so does targets.
 
     Attributes:
         files: what a client may fetch, by name.
+        now: the coordinator's clock; seconds since the epoch.
+        keys: those who sign, by role.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: float | None = None) -> None:
         self.files: dict[str, bytes] = {}
-        self.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
-        self.signers = {role: CryptoSigner.generate_ed25519() for role in (*_ROLES, "bundles")}
-        self.root = Root(expires=self.expires, consistent_snapshot=True)
-        for role in _ROLES:
-            self.root.add_key(self.signers[role].public_key, role)
-        key = self.signers["bundles"].public_key
-        role = DelegatedRole("bundles", [key.keyid], 1, True, paths=["bundles/*/*/*"])
-        self.targets = Targets(expires=self.expires, delegations=Delegations({key.keyid: key}, {"bundles": role}))
-        self.bundles = Targets(expires=self.expires)
-        self.snapshot, self.timestamp = Snapshot(expires=self.expires), Timestamp(expires=self.expires)
-        self._publish("1.root.json", "root", self.root)
-        self._publish("1.targets.json", "targets", self.targets)
+        self.now = time.time() if now is None else now
+        counts = {"root": 2, "targets": 2, BUNDLES: 1, "snapshot": 1, "timestamp": 1}
+        self.keys = {role: [CryptoSigner.generate_ed25519() for _ in range(count)] for role, count in counts.items()}
+        self.versions = {"snapshot": 0, "timestamp": 0}
+        root = repository.first_root({role: self.holders(role) for role in counts if role != BUNDLES}, self.now)
+        self.put("root", self.signed(root, self.keys["root"]))
+        targets = repository.first_targets(self.holders(BUNDLES), self.now)
+        self.put("targets", self.signed(targets, self.keys["targets"]))
+        self.put(BUNDLES, repository.first_bundles(self.keys[BUNDLES][0], self.now))
+        self.bootstrap = self.newest("root")
         self.publish()
 
-    @property
-    def bootstrap(self) -> bytes:
-        """What enrolment gives a device."""
-        return self.files["1.root.json"]
+    def holders(self, role: str) -> Holders:
+        """All keys of a role, all of which must sign."""
+        return Holders([signer.public_key for signer in self.keys[role]], len(self.keys[role]))
 
-    def add(self, path: str, data: bytes, **custom: object) -> None:
-        """Sign a bundle in a new version of the metadata; `custom` as in `contract.targets.Custom`."""
-        file = TargetFile.from_data(path, data, ["sha256"])
+    def signed(self, content: bytes, signers: Sequence[CryptoSigner]) -> bytes:
+        """With their signatures."""
+        for signer in signers:
+            content = repository.sign(content, signer)
+        return content
+
+    def put(self, role: str, content: bytes) -> None:
+        """Make a version available under its name."""
+        self.files[f"{repository.version_and_expiry(content)[0]}.{role}.json"] = content
+
+    def newest(self, role: str) -> bytes:
+        """The newest version of a role."""
+        return self.files[f"{max(self._numbers(role))}.{role}.json"]
+
+    def _numbers(self, role: str) -> Iterator[int]:
+        return (int(name.split(".")[0]) for name in self.files if name.endswith(f".{role}.json"))
+
+    def add(self, path: str, data: bytes, *, signer: CryptoSigner | None = None, **custom: Any) -> None:
+        """Sign a bundle and publish; `custom` as in `contract.targets.Custom`, `signer` may be a thief's."""
         _, model, version, _ = path.split("/")
         stated = {"model": model, "version": int(version), "variant": "float", **custom}
-        self.bundles.targets[path] = TargetFile(file.length, file.hashes, path, {"custom": stated})
-        self.bundles.version += 1
-        self.snapshot.version += 1
-        self.timestamp.version += 1
+        target = Target(len(data), hashlib.sha256(data).hexdigest())
+        after = repository.add_target(
+            self.newest(BUNDLES), path, target, custom=stated, signer=signer or self.keys[BUNDLES][0], now=self.now
+        )
+        self.put(BUNDLES, after)
         self.publish()
 
-    def publish(self, *, bundles_key: str = "bundles") -> None:
-        """Sign everything that changes; with another role's key, as a thief of that key would."""
-        self._publish(f"{self.bundles.version}.bundles.json", bundles_key, self.bundles)
-        self.snapshot.meta = {"targets.json": MetaFile(1), "bundles.json": MetaFile(self.bundles.version)}
-        self._publish(f"{self.snapshot.version}.snapshot.json", "snapshot", self.snapshot)
-        self.timestamp.snapshot_meta = MetaFile(self.snapshot.version)
-        self._publish("timestamp.json", "timestamp", self.timestamp)
+    def publish(self) -> None:
+        """Sign snapshot and timestamp over the newest of the others, as a coordinator does (or who stole its keys)."""
+        self.versions = {role: version + 1 for role, version in self.versions.items()}
+        snapshot = repository.snapshot(
+            self.versions["snapshot"],
+            self.newest(BUNDLES),
+            self.newest("targets"),
+            signer=self.keys["snapshot"][0],
+            now=self.now,
+        )
+        self.put("snapshot", snapshot)
+        self.files["timestamp.json"] = repository.timestamp(
+            self.versions["timestamp"], self.versions["snapshot"], signer=self.keys["timestamp"][0], now=self.now
+        )
 
-    def _publish(self, name: str, signer: str, signed: Root | Targets | Snapshot | Timestamp) -> None:
-        metadata = Metadata(signed)
-        metadata.sign(self.signers[signer])
-        self.files[name] = metadata.to_bytes()
+    def rotate(self, *roles: str, signers: Sequence[CryptoSigner] | None = None) -> None:
+        """Publish the next root with new keys for some of its roles; `signers` instead of the old and new holders."""
+        old = list(self.keys["root"])
+        self.keys |= {role: [CryptoSigner.generate_ed25519() for _ in self.keys[role]] for role in roles}
+        version = repository.version_and_expiry(self.newest("root"))[0] + 1
+        changed = {role: self.holders(role) for role in roles}
+        root = repository.next_root(self.newest("root"), changed, self.now, version=version)
+        self.put("root", self.signed(root, [*old, *self.keys["root"]] if signers is None else signers))
+        if not set(roles).isdisjoint(ONLINE_ROLES):
+            self.publish()

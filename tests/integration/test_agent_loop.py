@@ -11,6 +11,7 @@ import pytest
 
 from contract import messages, tensors
 from contract.bundle import Bundle, unpack
+from coordinator.signing import repository
 from edge_agent import training
 from edge_agent.status import read
 from tests.fakes import agent_bundles, agent_models
@@ -128,7 +129,9 @@ def test_metadata_signed_with_the_wrong_key_is_refused(coordinator: Coordinator,
     activate(coordinator, agent, agent_bundles.make())
     thief = agent_bundles.make(version=2)
     ref = coordinator.publish(thief)
-    coordinator.repository.publish(bundles_key="timestamp")
+    signed = coordinator.repository
+    signed.put("bundles", repository.renew_bundles(signed.newest("bundles"), signed.keys["timestamp"][0], signed.now))
+    signed.publish()
     assert "UnsignedMetadataError" in refusal(coordinator, agent, ref)
 
 

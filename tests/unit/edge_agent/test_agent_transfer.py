@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import limits, topics
-from contract.messages import BlobRef, BlockRequest, MetadataReply, MetadataRequest, Up
+from contract.messages import BlobRef, BlockRequest, Up
 from edge_agent.errors import RefusedError, UnavailableError
 from edge_agent.transfer import PartFile, Transfer
 from tests.fakes.agent_parts import FakeLink
@@ -30,15 +30,13 @@ def _ref(content: bytes) -> BlobRef:
 class Source:
     """Answers requests for one artifact; block requests in `lost` get no answer."""
 
-    def __init__(self, root: Path, content: bytes, *, lost: int = 0, metadata: dict[str, bytes | None] | None = None):
-        self.content, self.lost, self.metadata = content, lost, metadata or {}
+    def __init__(self, root: Path, content: bytes, *, lost: int = 0):
+        self.content, self.lost = content, lost
         self.link = FakeLink(self.answer)
         self.stopping = threading.Event()
         self.transfer = Transfer(self.link, root, retry_s=0.05, patience_s=0.6, stopping=self.stopping)
 
     def answer(self, message: Up) -> None:
-        if isinstance(message, MetadataRequest) and message.name in self.metadata:
-            self.transfer.accept_metadata(MetadataReply(name=message.name, content=self.metadata[message.name]))
         if isinstance(message, BlockRequest):
             if self.lost:
                 self.lost -= 1
@@ -100,20 +98,11 @@ def test_silence_is_given_up_and_what_came_stays(tmp_path: Path) -> None:
     source = Source(tmp_path, _content(BLOCK), lost=1000)
     with pytest.raises(UnavailableError, match="resumed"):
         source.transfer.pull(_ref(source.content))
-    with pytest.raises(UnavailableError, match=r"1\.root\.json"):
-        source.transfer.metadata("1.root.json")
     source.stopping.set()
     source.transfer._patience_s = 1e9
     with pytest.raises(UnavailableError):
         source.transfer.pull(_ref(source.content))
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_metadata_is_what_was_answered_also_where_there_is_none(tmp_path: Path) -> None:
-    source = Source(tmp_path, b"", metadata={"1.root.json": b"{}", "2.root.json": None})
-    assert source.transfer.metadata("1.root.json") == b"{}"
-    assert source.transfer.metadata("2.root.json") is None
-    source.transfer.accept_metadata(MetadataReply(name="unasked", content=b""))
 
 
 def test_a_block_that_nobody_waits_for_ends_a_forgotten_subscription(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Files of TUF metadata, fetched from the coordinator: page by page over MQTT, or whole over HTTPS.
+
+Never more than the caller's limit is asked for or held, whatever the other side sends.
+"""
+
+import http.client
+import queue
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from contract import limits
+from contract.messages import MetadataReply, MetadataRequest
+from edge_agent.errors import TrustError, UnavailableError
+from edge_agent.identity import server_tls
+from edge_agent.session import Link
+from edge_agent.trust import Fetch
+
+_POLL_S = 0.25  # how soon a waiting request notices that the agent ends
+_TIMEOUT_S = 60.0
+_SCHEME = "Fieldfare-Device"  # as in contract.signatures, which would load `cryptography`
+
+
+class Pages:
+    """Metadata over MQTT. `accept` is called by the thread that reads the session's inbox."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        retry_s: float = 10.0,
+        patience_s: float = 60.0,
+        stopping: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            link: the session.
+            retry_s: seconds without an answer after which a page is asked for again.
+            patience_s: seconds without an answer after which it is given up.
+            stopping: set when the agent ends.
+            clock: monotonic seconds.
+        """
+        self._link = link
+        self._retry_s, self._patience_s = retry_s, patience_s
+        self._stopping, self._clock = stopping, clock
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[str, int], queue.Queue[MetadataReply]] = {}
+
+    def accept(self, reply: MetadataReply) -> None:
+        """A page; one that nobody waits for is dropped."""
+        with self._lock:
+            waiting = self._waiting.get((reply.name, reply.offset))
+        if waiting is not None:
+            with suppress(queue.Full):  # it has its answer
+                waiting.put_nowait(reply)
+
+    def fetch(self, name: str, limit: int) -> bytes | None:
+        """One file; None where the repository has no such file.
+
+        Args:
+            name: for example `2.root.json`.
+            limit: most bytes that it may have.
+
+        Raises:
+            TrustError: it has more.
+            UnavailableError: no answer in time, the agent ends, or the file changed between two pages.
+        """
+        content = b""
+        while True:
+            reply = self._page(name, len(content))
+            if reply.content is None:
+                return None
+            if max(reply.size, len(content) + len(reply.content)) > limit:
+                raise TrustError(f"{name} has more than {limit} bytes")
+            if len(reply.content) != min(limits.METADATA_PAGE_BYTES, reply.size - len(content)):
+                raise UnavailableError(f"{name} came in pages that do not fit together; it is asked for again")
+            content += reply.content
+            if len(content) == reply.size:
+                return content
+
+    def _page(self, name: str, offset: int) -> MetadataReply:
+        answers: queue.Queue[MetadataReply] = queue.Queue(1)
+        with self._lock:
+            self._waiting[name, offset] = answers
+        try:
+            started = self._clock()
+            asked_at = None
+            while self._clock() - started < self._patience_s and not self._stopping.is_set():
+                if asked_at is None or self._clock() - asked_at >= self._retry_s:
+                    sent = self._link.send(MetadataRequest(name=name, offset=offset))
+                    asked_at = self._clock() if sent else None
+                with suppress(queue.Empty):
+                    return answers.get(timeout=_POLL_S)
+        finally:
+            with self._lock:
+                del self._waiting[name, offset]
+        raise UnavailableError(f"no answer to a request for {name} in {self._patience_s:.0f} s")
+
+
+def over_https(url: str, ca: Path, token: Callable[[], str]) -> Fetch:
+    """Metadata from the coordinator's HTTPS API.
+
+    Args:
+        url: of the coordinator, for example `https://host:8443`.
+        ca: PEM file of the fleet's own authority, the only one that is trusted.
+        token: gives a device token for the audience `metadata`.
+    """
+    parts = urllib.parse.urlsplit(url)
+    tls = server_tls(ca)
+
+    def fetch(name: str, limit: int) -> bytes | None:
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S, context=tls)
+        try:
+            headers = {"Authorization": f"{_SCHEME} {token()}"}
+            connection.request("GET", f"/v1/tuf/{urllib.parse.quote(name)}", headers=headers)
+            response = connection.getresponse()
+            content = response.read(limit + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise UnavailableError(f"cannot reach the coordinator at {url}: {error}") from error
+        finally:
+            connection.close()
+        if response.status == 404:
+            return None
+        if response.status != 200:
+            raise UnavailableError(f"{url} did not give {name}: HTTP {response.status}")
+        if len(content) > limit:
+            raise TrustError(f"{name} has more than {limit} bytes")
+        return content
+
+    return fetch
