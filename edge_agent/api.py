@@ -50,6 +50,7 @@ class Api:
         record: Callable[[Model, Inference], None],
         add_samples: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
         forward: Callable[[str, bytes, str | None], Answer] | None = None,
+        push: Callable[[str, bytes], None] | None = None,
     ) -> None:
         """Prepare.
 
@@ -58,9 +59,10 @@ class Api:
             record: counts an inference for the profile.
             add_samples: keeps labelled samples of a model: raw samples and their int64 labels; None keeps none.
             forward: asks the cloud for what cannot be served here: model, body, length of its JSON part.
+            push: queues a body for the source of a name.
         """
         self._serving, self._record = serving, record
-        self._add_samples, self._forward = add_samples, forward
+        self._add_samples, self._forward, self._push = add_samples, forward, push
 
     def answer(self, method: str, target: str, body: bytes = b"", header_length: str | None = None) -> Answer:
         """One request, whatever it is.
@@ -96,6 +98,9 @@ class Api:
                 return _json({"ready": ready}, 200 if ready else 503)
             case ["v2", "repository", "index"] if method in {"GET", "POST"}:
                 return _json([self._index(name) for name in self._serving.names()])
+            case ["v2", "sources", name] if method == "POST" and self._push is not None:
+                self._push(name, body)
+                return _json({"queued": True}, 202)
             case ["v2", "models", name, *rest]:
                 return self._model_route(method, name, rest, body, header_length)
         raise ApiError(404, f"nothing answers {method} /{'/'.join(parts)[:120]}; docs/apps.md lists what does")

@@ -149,7 +149,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     kind: str
     model: str = ""
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool | list[str]] = {}
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,6 +47,8 @@ from edge_agent.runtime_backend import runtime_version
 from edge_agent.serving import Serving
 from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
+from edge_agent.sources.push import Pushes
+from edge_agent.sources.worker import SourceWorker
 from edge_agent.state import State
 from edge_agent.transfer import Transfer
 from edge_agent.updater import Updater
@@ -114,7 +116,7 @@ class Agent:
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
         self._monitor = Monitor(self._config, source=source, state=self._state, serving=self._serving, clock=time.time)
-        self._api = ApiServer(Api(self._serving, record=self._monitor.record), self._config, folder.root)
+        self._compose_apps(folder)
         self._rounds = Rounds(
             self._config,
             staging=folder.staging,
@@ -127,6 +129,25 @@ class Agent:
             stopping=self._stopping,
             tell=self._tell,
         )
+
+    def _compose_apps(self, folder: config.Folder) -> None:
+        pushes = Pushes()
+        api = Api(self._serving, record=self._monitor.record, push=pushes.offer)
+        self._api = ApiServer(api, self._config, folder.root)
+        self._sources = [
+            SourceWorker(
+                source,
+                serving=self._serving,
+                monitor=self._monitor,
+                state=self._state,
+                stopping=self._stopping,
+                pushes=pushes,
+                keep=None,
+                clock=time.time,
+                tell=self._tell,
+            )
+            for source in self._config.sources
+        ]
 
     def stop(self) -> None:
         """Ask the agent to end; `run` returns soon after."""
@@ -146,6 +167,7 @@ class Agent:
                 ("api", self._serve_apps, threading.Event()),
             )
         ]
+        workers += [threading.Thread(target=source.run, name=source.name) for source in self._sources]
         self._wake_rounds.set()  # an instruction may have survived the last run
         self._tell("started", device=self._config.device, bundles=self._serving.bundles())
         self._session.start()

@@ -96,6 +96,17 @@ class Monitor:
                     if self._recorded_rows >= 8 * self._config.window_samples:
                         self._recorded, self._recorded_rows = [], 0
 
+    def count(self, model: Model, inference: Inference | None, also: Callable[[], None]) -> None:
+        """Count an inference now, in one transaction with what `also` writes; call it within `serving.use`."""
+        rows = 0 if inference is None else len(inference.features)
+        with self._lock:
+            with self._state.transaction():
+                if inference is not None:
+                    self._count(model, inference, rows, self._clock())
+                    self._state.put("inferences", self._state.get("inferences", int, 0) + rows)
+                also()
+            self._serving.count(rows)
+
     def flush(self) -> None:
         """Write down what `record` was told."""
         with self._lock:

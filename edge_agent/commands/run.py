@@ -20,6 +20,7 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
   removed       model, rollout (a model was taken off this device)
   window        samples, bundle_sha256 (a profile window was sent)
   round         run, round, kind, examples, metrics, error (empty where it succeeded)
+  source        source, what (failed, ended or passed-over), reason
   dropped       topic, reason (a message that broke the contract)
   stopped
 """

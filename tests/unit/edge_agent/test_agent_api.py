@@ -19,6 +19,8 @@ from edge_agent import api_server
 from edge_agent.client import Client, ClientError
 from edge_agent.errors import UnavailableError
 from edge_agent.serving import Inference, Model, Serving
+from edge_agent.sources.payload import PayloadOptions
+from edge_agent.sources.push import Pushes
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_api import model, served
 from tests.fakes.broker_process import eventually, free_port
@@ -206,7 +208,7 @@ def test_one_app_cannot_take_all_connections(tmp_path: Path, serving: Serving, m
     monkeypatch.setattr(api_server, "_CONNECTIONS_PER_APP", 3)
     with served(tmp_path, serving):
         held = [Client(socket=tmp_path / "api.sock") for _ in range(3)]
-        assert all(client.ready() for client in held)
+        assert all(eventually(client.ready, 30) for client in held)
         with Client(socket=tmp_path / "api.sock", retries=0) as another:
             with pytest.raises(ClientError, match="too many connections"):
                 another.models()
@@ -363,3 +365,20 @@ def test_model_check_is_what_infer_would_say(serving: Serving) -> None:
     one.check(agent_models.samples(3, seed=0)[0])
     with pytest.raises(ContractError):
         one.check(np.zeros((3, 4), np.float32))
+
+
+def test_what_is_pushed_is_queued_and_a_full_queue_says_so(tmp_path: Path, serving: Serving) -> None:
+    pushes = Pushes()
+    with (
+        served(tmp_path, serving, push=pushes.offer),
+        pushes.opened("cam", 1, PayloadOptions()) as waiting,
+        Client(socket=tmp_path / "api.sock") as client,
+    ):
+        for path, body, status in [
+            ("/v2/sources/cam", b"[1, 2]", 202),
+            ("/v2/sources/cam", b"[1, 2]", 503),
+            ("/v2/sources/mic", b"[1, 2]", 404),
+            ("/v2/sources/cam", b"nonsense", 400),
+        ]:
+            assert client._once("POST", path, body, {})[0] == status
+        assert waiting.get()[0].tolist() == [1, 2]
