@@ -23,11 +23,16 @@ from contract.profile import Counts
 _LARGEST = 2**63 - 1  # that SQLite holds
 
 
-class BlobRef(msgspec.Struct, frozen=True):
-    """A content-addressed piece of data: SHA-256 in lower-case hex, and bytes."""
+class BlobRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A content-addressed piece of data: SHA-256 in lower-case hex, and bytes.
+
+    Attributes:
+        blocks: digest of its list of blocks (`contract.blocks`); empty where nobody said.
+    """
 
     sha256: str
     size: int
+    blocks: str = ""
 
 
 class BundleRef(msgspec.Struct, frozen=True, kw_only=True):

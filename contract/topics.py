@@ -93,11 +93,6 @@ def all_down(device: str) -> str:
     return f"{PREFIX}/dev/{check_device(device)}/down/#"
 
 
-def all_blocks(sha256: str) -> str:
-    """Filter for every block of one artifact."""
-    return f"{PREFIX}/blob/{check_sha256(sha256)}/+"
-
-
 def parse(topic: str) -> DeviceTopic | BlobTopic:
     """Take a topic apart.
 

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import JSON, Engine, MetaData, create_engine, event
 from sqlalchemy.exc import ArgumentError
 
-from contract import limits, topics
+from contract import blocks, limits, topics
 from contract.errors import TooLargeError
 from contract.messages import BlobRef
 from coordinator.errors import NotFoundError, SetupError
@@ -98,6 +98,17 @@ class Blobs:
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._fs.mv(incoming, path)  # a rename on a local disk: the blob appears whole or not at all
         return BlobRef(digest, len(data))
+
+    def put_artifact(self, data: bytes) -> BlobRef:
+        """Store bytes that devices pull in blocks, and their list of blocks; a single block needs none.
+
+        Raises:
+            TooLargeError: more than `limits.ARTIFACT_BYTES`.
+        """
+        ref = self.put(data)
+        if blocks.list_digest(data) is None:
+            return ref
+        return BlobRef(ref.sha256, ref.size, self.put(blocks.digests(data)).sha256)
 
     def get(self, digest: str) -> bytes:
         """Bytes of a blob.

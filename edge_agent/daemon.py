@@ -35,6 +35,7 @@ from contract.messages import (
 from edge_agent import __version__, config, metadata, signing, trust
 from edge_agent.api import Api
 from edge_agent.api_server import ApiServer
+from edge_agent.artifacts import Artifacts
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.identity import Identity
@@ -88,7 +89,13 @@ class Agent:
             tls=self._identity.tls(),
             boot=self._boot,
         )
-        self._transfer = Transfer(self._session, folder.staging, stopping=self._stopping)
+        self._transfer = Transfer(
+            self._session,
+            window=self._config.updates.window_blocks,
+            retry_s=self._config.retry_s,
+            stopping=self._stopping,
+        )
+        self._artifacts = Artifacts(folder.staging, self._transfer.fill)
         self._metadata = metadata.Pages(self._session, retry_s=self._config.retry_s, stopping=self._stopping)
         self._flow = Flow(retry_s=self._config.retry_s)
         self._compose(folder)
@@ -107,7 +114,7 @@ class Agent:
             serving=self._serving,
             identity=self._identity,
             trusted=lambda target: trust.lookup(_read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
-            pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
+            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
             wanted=self._wanted,
             clock=time.time,
             runtime_version=self._runtime_version,
@@ -124,7 +131,7 @@ class Agent:
             slots=slots,
             serving=self._serving,
             files=self._monitor.labelled_files,
-            pull=lambda blob, give_up: self._transfer.pull(blob, give_up=give_up),
+            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
             clock=time.time,
             stopping=self._stopping,
             tell=self._tell,

@@ -6,6 +6,8 @@ end that thread, and a thread that ends all the same is started again (paho issu
 
 import logging
 import queue
+import socket
+import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from contract.messages import UP, Gone, Up
 _LOG = logging.getLogger(__name__)
 _CHANNELS = {kind: channel for channel, kind in UP.items()}
 _INBOX = 64  # events; 64 blocks are 8 MiB
+_LAST_DATA_RECEIVED = 52  # where Linux's `struct tcp_info` has the milliseconds since the last data
 _OUTBOUND = 32  # messages that the broker has not confirmed; 32 blocks are 4 MiB
 _PAYLOAD_BYTES = limits.MESSAGE_BYTES  # the largest that anybody may send to a device
 
@@ -55,7 +58,16 @@ class Link(Protocol):
         """Hand a message to the connection; False where there is none."""
         ...
 
-    def subscribe(self, pattern: str) -> None:
+    @property
+    def connections(self) -> int:
+        """Connections so far; a change means that what was on its way at QoS 0 is lost."""
+        ...
+
+    def quiet_s(self) -> float | None:
+        """Seconds since the last byte came, None where that cannot be told."""
+        ...
+
+    def subscribe(self, pattern: str, *, qos: int = 1) -> None:
         """Receive what is published on `pattern`, now and after every reconnection."""
         ...
 
@@ -70,15 +82,17 @@ class Session:
     Attributes:
         inbox: events in order; while it is full, the network thread waits, and the broker keeps what is to come.
         connected: as of now.
+        connections: so far.
     """
 
     def __init__(self, device: str, *, host: str, port: int, tls: SSLContext, boot: str) -> None:
         self.inbox: queue.Queue[Event] = queue.Queue(_INBOX)
         self.connected = False
+        self.connections = 0
         self._device = device
         self._boot = boot
         self._closing = threading.Event()
-        self._patterns = {topics.all_down(device)}
+        self._patterns = {topics.all_down(device): 1}
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=device, clean_session=False, protocol=mqtt.MQTTv311
         )
@@ -117,15 +131,27 @@ class Session:
         topic = topics.up(self._device, _CHANNELS[type(message)])
         return self._client.publish(topic, codec.encode(message), qos=1).rc == mqtt.MQTT_ERR_SUCCESS
 
-    def subscribe(self, pattern: str) -> None:
+    def quiet_s(self) -> float | None:
+        """Seconds since the last byte came, also within a message; None where that cannot be told."""
+        connection = self._client.socket()
+        if not isinstance(connection, socket.socket):
+            return None
+        try:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+            (milliseconds,) = struct.unpack_from("I", info, _LAST_DATA_RECEIVED)
+        except (OSError, struct.error):  # it was closed, or this is no Linux
+            return None
+        return float(milliseconds) / 1000
+
+    def subscribe(self, pattern: str, *, qos: int = 1) -> None:
         """Receive what is published on `pattern`, now and after every reconnection."""
-        self._patterns.add(pattern)
+        self._patterns[pattern] = qos
         if self.connected:
-            self._client.subscribe(pattern, qos=1)
+            self._client.subscribe(pattern, qos=qos)
 
     def unsubscribe(self, pattern: str) -> None:
         """Stop that."""
-        self._patterns.discard(pattern)
+        self._patterns.pop(pattern, None)
         if self.connected:
             self._client.unsubscribe(pattern)
 
@@ -133,8 +159,9 @@ class Session:
         if reason.is_failure:
             _LOG.warning("the broker refused the connection: %s", reason)
             return
+        self.connections += 1
         self.connected = True  # first: a pattern that comes now is then subscribed to by its own thread
-        client.subscribe([(pattern, 1) for pattern in sorted(self._patterns)])
+        client.subscribe(sorted(self._patterns.copy().items()))
         self._put(Connected())
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:

@@ -153,7 +153,7 @@ class Updater:
                 f"the desired state {ref.sha256[:12]}..."
             )
         self._check_needs(target)  # before a byte of it is fetched
-        path = self._pull(BlobRef(target.sha256, target.size), give_up)
+        path = self._pull(BlobRef(target.sha256, target.size, target.blocks or ""), give_up)
         data = path.read_bytes()
         placement = self._state.placement(ref.model)
         try:

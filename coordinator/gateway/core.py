@@ -38,11 +38,12 @@ Handler = Callable[[Connection, str, Any, float], None]
 
 
 class Outgoing(NamedTuple):
-    """A message to publish at QoS 1."""
+    """A message to publish. Blocks go at QoS 0, so that no broker keeps them for a device that is away."""
 
     topic: str
     payload: bytes
     retain: bool = False
+    qos: int = 1
 
 
 class Instructions(Protocol):
@@ -150,10 +151,17 @@ class Core:
             topics.check_sha256(message.sha256)
         except TopicError as error:
             raise _Dropped("malformed", error) from error
-        signed = self._signing.is_signed(connection, message.sha256)
-        if not signed and not self._instructions.may_fetch(connection, device, message.sha256, now):
+        if not self.may_fetch(connection, device, message.sha256, now):
             raise _Dropped("not allowed", f"{device} may not fetch {message.sha256}")
         self._blocks.ask(message.sha256, message.blocks, now)
+
+    def may_fetch(self, connection: Connection, device: str, sha256: str, now: float) -> bool:
+        """Whether a device may have a blob: a signed bundle, the weights of its instruction, or the list of either."""
+        return (
+            self._signing.is_signed(connection, sha256)
+            or self._signing.is_list(connection, sha256)
+            or self._instructions.may_fetch(connection, device, sha256, now)
+        )
 
     def _report(self, device: str, report: Report, now: float) -> list[Outgoing]:
         """Commit a report's effect and the fact that it came, together; acknowledge it."""
@@ -206,7 +214,7 @@ class Core:
                 logger.warning("no blob %s for a device that may have it", sha256)
                 continue
             if content:
-                messages.append(Outgoing(topics.blob(sha256, index), content))
+                messages.append(Outgoing(topics.blob(sha256, index), content, qos=0))
         return messages
 
     def reconnected(self, *, session_lost: bool) -> None:

@@ -120,8 +120,8 @@ class Gateway:
             self._client.loop_start()
 
     def _publish(self, messages: Iterable[Outgoing]) -> bool:
-        """Publish at QoS 1; whether the broker has acknowledged all of them."""
-        infos = [self._client.publish(m.topic, m.payload, qos=1, retain=m.retain) for m in messages]
+        """Publish; whether the broker has acknowledged all of them, or at QoS 0 the socket has taken them."""
+        infos = [self._client.publish(m.topic, m.payload, qos=m.qos, retain=m.retain) for m in messages]
         deadline = time.monotonic() + ACK_TIMEOUT_S
         for info in infos:
             if info.rc != mqtt.MQTT_ERR_SUCCESS:
@@ -173,7 +173,7 @@ class Gateway:
     def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:
             for answer in self._core.receive(message.topic, bytes(message.payload), self._clock()):
-                client.publish(answer.topic, answer.payload, qos=1, retain=answer.retain)
+                client.publish(answer.topic, answer.payload, qos=answer.qos, retain=answer.retain)
         except Exception:
             # Nothing was committed and nothing is acknowledged: the agent sends the report again.
             logger.exception("a message on %.160s could not be handled", message.topic)

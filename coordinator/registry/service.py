@@ -232,7 +232,7 @@ class Registry:
         for role, digest in recipe.parts.items():
             self._check_blob(digest, f"the {role} part")
         data, manifest = bundling.build(recipe, whole, chosen, self._blobs.get)
-        blob = self._blobs.put(data)
+        blob = self._blobs.put_artifact(data)
         target = bundle.target_path(model, version, variant, blob.sha256)
         now = self._clock()
         row = {
@@ -248,7 +248,7 @@ class Registry:
             take_turns(connection, _TURN)
             self._chosen(connection, model, version, variant, recipe)  # it may have changed while this was built
             if insert_once(connection, bundles, row):
-                custom = msgspec.to_builtins(targets.custom(manifest))
+                custom = msgspec.to_builtins(targets.custom(manifest, blocks=blob.blocks or None))
                 self._request_signature(
                     connection, sha256=blob.sha256, target=target, size=blob.size, custom=custom, now=now
                 )

@@ -36,15 +36,15 @@ def unanswered(connection: Connection, device: str, now: float) -> list[Instruct
 
 
 def may_fetch(connection: Connection, device: str, sha256: str, now: float) -> bool:
-    """Whether `sha256` is the weights of an instruction that this device still works on."""
-    query = select(instructions.c.id).where(
+    """Whether `sha256` is the weights, or their list of blocks, of an instruction that this device still works on."""
+    query = select(instructions.c.input_sha256, instructions.c.message).where(
         instructions.c.device == device,
-        instructions.c.input_sha256 == sha256,
         instructions.c.state.in_(_WAITING),
         instructions.c.reply.is_(None),
         instructions.c.expires_at > now,
     )
-    return connection.execute(query.limit(1)).first() is not None
+    rows = connection.execute(query).all()
+    return any(row.input_sha256 == sha256 or _decode(row.message).weights.blocks == sha256 for row in rows)
 
 
 def expire(connection: Connection, now: float) -> None:

@@ -57,7 +57,7 @@ class SqlMailbox:
 
     def put(self, data: bytes) -> BlobRef:
         """Store weights that devices will pull."""
-        return self._storage.blobs.put(data)
+        return self._storage.blobs.put_artifact(data)
 
     def send(self, letters: Sequence[tuple[str, Instruction]]) -> list[str]:
         """Queue instructions, or find them again."""

@@ -69,6 +69,12 @@ class Signing:
         found = self.state(connection, sha256)
         return found is not None and found[0] == "signed"
 
+    def is_list(self, connection: Connection, sha256: str) -> bool:
+        """Whether this is the list of blocks of a bundle in the published metadata."""
+        listed = signing_requests.c.custom["blocks"].as_string() == sha256
+        query = select(signing_requests.c.id).where(listed, signing_requests.c.state == "signed")
+        return connection.execute(query.limit(1)).first() is not None
+
     def metadata(self, connection: Connection, name: str) -> bytes | None:
         """One file of the repository as a TUF client names it, for example `timestamp.json` or `2.snapshot.json`."""
         content = connection.execute(select(tuf_metadata.c.content).where(tuf_metadata.c.name == name)).scalar()

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from securesystemslib.signer import Signer as Key
 
-from contract import bundle, targets
+from contract import blocks, bundle, targets
 from contract.bundle import Manifest
 from contract.errors import ContractError
 from coordinator.client import Client, ClientError
@@ -213,7 +213,7 @@ class Signer:
         current = self._path.read_bytes()
         if repository.target(current, request.target) not in (None, target):
             raise InvalidError(f"{request.target} was signed with another content")
-        custom = msgspec.to_builtins(targets.custom(manifest))
+        custom = msgspec.to_builtins(targets.custom(manifest, blocks=blocks.list_digest(content)))
         after = repository.add_target(current, request.target, target, custom=custom, signer=self._signer, now=now)
         if after != current:
             write_private(self._path, after)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contract import codec, limits, messages, signatures, tensors, topics
+from contract import blocks, codec, limits, messages, signatures, tensors, topics
 from edge_agent.config import Config, Folder, save
 from tests.fakes import agent_bundles
 from tests.fakes.agent_repository import Repository
@@ -24,7 +24,9 @@ class Coordinator:
         hellos, gone: as they came.
         reports: bodies by (outbox, seq): what comes twice counts once.
         blobs: what may be pulled, by digest.
-        served: block requests that were answered.
+        served: blocks that were asked for and sent, by digest and index.
+        mute_from: requests for blocks from this one on get no answer; None answers all.
+        lose: blocks whose next answer is lost, by digest and index.
         deaf: where set, reports are neither kept nor acknowledged.
     """
 
@@ -35,7 +37,9 @@ class Coordinator:
         self.gone: list[messages.Gone] = []
         self.reports: dict[tuple[str, int], Any] = {}
         self.blobs: dict[str, bytes] = {}
-        self.served: list[int] = []
+        self.served: list[tuple[str, int]] = []
+        self.mute_from: int | None = None
+        self.lose: set[tuple[str, int]] = set()
         self.deaf = False
         self.revision = 0
         self.wanted: dict[str, messages.Wanted] = {}
@@ -50,7 +54,7 @@ class Coordinator:
     def publish(self, bundle: bytes, *, content: bytes | None = None) -> messages.BundleRef:
         """Sign a bundle; `content` is what is served in its place."""
         ref = agent_bundles.ref(bundle)
-        self.repository.add(ref.target, bundle)
+        self.repository.add(ref.target, bundle, blocks=self.keep_list(bundle))
         self.blobs[ref.sha256] = bundle if content is None else content
         return ref
 
@@ -68,7 +72,7 @@ class Coordinator:
 
     def instruct(self, device: str, bundle_sha256: str, weights: tensors.Arrays, **fields: Any) -> messages.Instruction:
         data = tensors.dump(weights)
-        blob = messages.BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+        blob = messages.BlobRef(hashlib.sha256(data).hexdigest(), len(data), self.keep_list(data) or "")
         self.blobs[blob.sha256] = data
         instruction = messages.Instruction(
             **{
@@ -101,8 +105,15 @@ class Coordinator:
         """Inferences in all profile windows."""
         return sum(window.counts.samples for window in self.bodies(messages.ProfileWindow))
 
-    def _send(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self.client._client.publish(topic, payload, 1, retain)
+    def keep_list(self, data: bytes) -> str | None:
+        """Serve an artifact's list of blocks; its digest."""
+        digest = blocks.list_digest(data)
+        if digest is not None:
+            self.blobs[digest] = blocks.digests(data)
+        return digest
+
+    def _send(self, topic: str, payload: bytes, *, retain: bool = False, qos: int = 1) -> None:
+        self.client._client.publish(topic, payload, qos, retain)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         parsed = topics.parse(topic)
@@ -118,11 +129,16 @@ class Coordinator:
                 page = whole[offset:][: limits.METADATA_PAGE_BYTES] if whole is not None else None
                 reply = messages.MetadataReply(name=name, content=page, offset=offset, size=len(whole or b""))
                 self._send(topics.down(parsed.device, "metadata"), codec.encode(reply))
-            case messages.BlockRequest(sha256=sha256, blocks=blocks):
-                for index in blocks:
-                    self.served.append(index)
+            case messages.BlockRequest(sha256=sha256, blocks=asked):
+                for index in asked:
+                    if self.mute_from is not None and index >= self.mute_from:
+                        continue
+                    self.served.append((sha256, index))
+                    if (sha256, index) in self.lose:
+                        self.lose.discard((sha256, index))
+                        continue
                     data = self.blobs[sha256][index * limits.BLOCK_BYTES : (index + 1) * limits.BLOCK_BYTES]
-                    self._send(topics.blob(sha256, index), data)
+                    self._send(topics.blob(sha256, index), data, qos=0)
             case messages.Report(outbox=outbox, seq=seq, body=body) if not self.deaf:
                 with self._lock:
                     self.reports.setdefault((outbox, seq), body)

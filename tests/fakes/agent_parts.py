@@ -27,8 +27,10 @@ class FakeLink:
 
     def __init__(self, answer: Callable[[Up], None] = lambda _message: None) -> None:
         self.up = True
+        self.connections = 1
+        self.quiet: float | None = None
         self.sent: list[Up] = []
-        self.patterns: set[str] = set()
+        self.patterns: dict[str, int] = {}
         self.answer = answer
 
     def send(self, message: Up) -> bool:
@@ -37,11 +39,14 @@ class FakeLink:
             self.answer(message)
         return self.up
 
-    def subscribe(self, pattern: str) -> None:
-        self.patterns.add(pattern)
+    def quiet_s(self) -> float | None:
+        return self.quiet
+
+    def subscribe(self, pattern: str, *, qos: int = 1) -> None:
+        self.patterns[pattern] = qos
 
     def unsubscribe(self, pattern: str) -> None:
-        self.patterns.discard(pattern)
+        self.patterns.pop(pattern, None)
 
 
 class Parts:

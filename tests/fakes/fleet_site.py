@@ -28,12 +28,12 @@ from tests.fakes.broker_process import device_key_and_csr
 START = 1_700_000_000.0
 
 
-def make_bundle(version: int = 1, **manifest: Any) -> bytes:
+def make_bundle(version: int = 1, *, inference: bytes = b"not run here", **manifest: Any) -> bytes:
     """A bundle that holds together; its models are never run here."""
     transform = TransformSpec(input_shape=[2], steps=[], features=[Mean("level")])
     spec = profile.ProfileSpec(features=[profile.FeatureBins("level", [0.5])], classes=2, confidence_edges=[0.5])
     files = {
-        "inference": b"not run here",
+        "inference": inference,
         "transform": transform.encode(),
         "profile": codec.encode_json(profile.Reference(spec=spec, counts=profile.zero(spec))),
         "golden": tensors.dump({"x": np.zeros((1, 2), np.float32), "logits": np.zeros((1, 2), np.float32)}),
@@ -155,7 +155,7 @@ class Site:
         """A bundle in the registry that waits for its signature."""
         data = make_bundle(version, **manifest)
         digest = hashlib.sha256(data).hexdigest()
-        self.storage.blobs.put(data)
+        blob = self.storage.blobs.put_artifact(data)
         target = bundle.target_path("digits", version, "int8", digest)
         ref = BundleRef(model="digits", version=version, variant="int8", target=target, sha256=digest)
         common = {"model": "digits", "version": version, "created_at": self.now}
@@ -169,7 +169,7 @@ class Site:
             connection.execute(variants.insert().values(**row))
             row = {**common, "variant": "int8", "sha256": digest, "target": target, "size": len(data)}
             connection.execute(bundles.insert().values(**row))
-            custom = {"hardware_classes": manifest.get("hardware_classes", [])}
+            custom = {"hardware_classes": manifest.get("hardware_classes", []), "blocks": blob.blocks}
             self.signing.request(
                 connection, sha256=digest, target=target, size=size or len(data), custom=custom, now=self.now
             )

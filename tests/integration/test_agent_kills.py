@@ -82,7 +82,8 @@ def test_a_pull_that_was_cut_is_resumed_where_it_stopped(coordinator: Coordinato
     agent.start()
     coordinator.desire(agent.device, ref)
     agent.wait(lambda: coordinator.receipts(agent.certificate))
-    assert 0 not in coordinator.served
+    assert (ref.sha256, 0) not in coordinator.served
+    assert (ref.sha256, 1) in coordinator.served
     assert not part.exists()
 
 

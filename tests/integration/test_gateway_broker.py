@@ -137,7 +137,7 @@ def test_blocks_come_from_the_blob_store_to_who_may_have_them(whole: Whole, devi
     whole.instructions.weights = {("meter-3", ref.sha256)}
     allowed, other = device("meter-3"), device("meter-4")
     for client, name in ((allowed, "meter-3"), (other, "meter-4")):
-        client.subscribe(topics.all_blocks("0" * 64 if name == "meter-4" else ref.sha256))
+        client.subscribe(f"{topics.PREFIX}/blob/{'0' * 64 if name == 'meter-4' else ref.sha256}/+")
         request = BlockRequest(sha256=ref.sha256, blocks=[0, 1, 2, 3])
         client.publish(topics.up(name, "pull"), codec.encode(request))
     assert eventually(lambda: len(allowed.messages) == 4)

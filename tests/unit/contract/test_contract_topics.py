@@ -55,4 +55,3 @@ def test_a_negative_block_has_no_topic() -> None:
 def test_filters_cover_what_they_name() -> None:
     assert topics.all_up() == "fleet/v1/dev/+/up/#"
     assert topics.all_down("meter-1") == "fleet/v1/dev/meter-1/down/#"
-    assert topics.all_blocks("0" * 64) == f"fleet/v1/blob/{'0' * 64}/+"

@@ -3,13 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Connection, select
 
-from contract import codec, limits, topics
+from contract import blocks, codec, limits, topics
 from contract.errors import ProfileError
 from contract.messages import (
     Ack,
@@ -242,6 +243,32 @@ def test_equal_requests_are_answered_with_one_publication(stage: Stage) -> None:
     assert b"".join(message.payload for message in messages) == data
     assert not any(message.retain for message in messages)
     assert stage.tick() == []
+
+
+def test_fifty_devices_that_ask_for_one_block_are_answered_by_one_publication_that_no_broker_queues(
+    stage: Stage,
+) -> None:
+    data = bytes(range(256)) * 1024
+    ref = stage.storage.blobs.put_artifact(data)
+    names = [f"pump-{number}" for number in range(50)]
+    for name in names:
+        stage.enrol(name)
+    stage.instructions.weights = {(name, ref.sha256) for name in names}
+    for name in names:
+        stage.blocks(ref.sha256, 1, device=name)
+    assert [(message.topic, message.qos) for message in stage.tick()] == [(topics.blob(ref.sha256, 1), 0)]
+
+
+def test_a_bundles_list_of_blocks_may_be_fetched_once_the_bundle_is_signed(stage: Stage) -> None:
+    stage.begin()
+    ref = stage.register(inference=np.random.default_rng(0).bytes(3 * limits.BLOCK_BYTES))
+    listed = blocks.list_digest(stage.storage.blobs.get(ref.sha256))
+    assert listed is not None
+    stage.blocks(listed, 0)
+    assert stage.tick() == []
+    stage.sign()
+    stage.blocks(listed, 0)
+    assert [message.payload for message in stage.tick()] == [blocks.digests(stage.storage.blobs.get(ref.sha256))]
 
 
 def test_only_signed_bundles_and_a_devices_own_weights_may_be_fetched(stage: Stage) -> None:
