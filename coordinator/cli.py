@@ -1,5 +1,6 @@
 """`fieldfare serve`: start a coordinator."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +60,7 @@ def serve(
     """
     from coordinator import roles, setup, supervisor
 
+    os.umask(0o077)  # what is written here is this user's alone, unless it says otherwise
     roles.log_to_stderr()
     if url or ca or token_file:
         if role is not Role.signer or not (url and ca and token_file and signer_state):

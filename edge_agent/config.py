@@ -208,6 +208,8 @@ class Folder:
         self.config = root / FILE
         self.key = root / "pki" / "device.key"
         self.certificate = root / "pki" / "device.crt"
+        self.new_key = root / "pki" / "device.key.new"  # enrolled anew, see identity.settle
+        self.new_certificate = root / "pki" / "device.crt.new"
         self.ca = root / "pki" / "ca.crt"
         self.enrolment = root / "enrolment.json"
         self.state = root / "state.sqlite"

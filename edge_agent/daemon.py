@@ -28,6 +28,7 @@ from contract.messages import (
     Instruction,
     MetadataReply,
     ProfileWindow,
+    RenewalReply,
     Report,
     Wanted,
     check_desired,
@@ -43,6 +44,7 @@ from edge_agent.liveness import Stopping, Vitals
 from edge_agent.monitor import Monitor
 from edge_agent.notify import Notifier
 from edge_agent.outbox import Flow
+from edge_agent.renewal import Renewal
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import runtime_version
 from edge_agent.serving import Serving
@@ -97,6 +99,15 @@ class Agent:
         )
         self._artifacts = Artifacts(folder.staging, self._transfer.fill)
         self._metadata = metadata.Pages(self._session, retry_s=self._config.retry_s, stopping=self._stopping)
+        self._renewal = Renewal(
+            folder.root,
+            has_url=bool(self._config.url),
+            send=self._session.send,
+            renewed=lambda: self._session.use_tls(self._identity.tls()),
+            stopping=self._stopping,
+            retry_s=self._config.retry_s,
+            tell=self._tell,
+        )
         self._flow = Flow(retry_s=self._config.retry_s)
         self._compose(folder)
         self._updater.restore()
@@ -172,6 +183,7 @@ class Agent:
                 ("infer", self._infer, threading.Event()),
                 ("train", self._train, self._wake_rounds),
                 ("api", self._serve_apps, threading.Event()),
+                ("renew", lambda _wake: self._renewal.work(), threading.Event()),
             )
         ]
         workers += [threading.Thread(target=source.run, name=source.name) for source in self._sources]
@@ -288,6 +300,8 @@ class Agent:
                 self._wake_updater.set()
             case topics.DeviceTopic(self._config.device, "down", "metadata"):
                 self._metadata.accept(codec.decode(payload, MetadataReply))
+            case topics.DeviceTopic(self._config.device, "down", "renew"):
+                self._renewal.accept(codec.decode(payload, RenewalReply, limit=limits.CONTROL_BYTES))
             case topics.DeviceTopic(self._config.device, "down", "ack"):
                 ack = codec.decode(payload, Ack, limit=limits.CONTROL_BYTES)
                 _check_integers(ack.seqs)

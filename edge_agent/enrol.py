@@ -1,11 +1,8 @@
 """Enrolment: a key that never leaves the device, a request signed with it, and a one-time token for a certificate."""
 
 import base64
-import http.client
 import json
-import urllib.parse
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from cryptography import x509
@@ -15,12 +12,13 @@ from cryptography.x509.oid import NameOID
 
 from contract import topics
 from contract.errors import TopicError
-from edge_agent.config import Config, Folder, save
-from edge_agent.errors import ConfigError, EnrolmentError
+from edge_agent import https
+from edge_agent.certificate import checked
+from edge_agent.config import Config, Folder, load, save
+from edge_agent.errors import ConfigError, EnrolmentError, UnavailableError
 from edge_agent.files import write_atomically
-from edge_agent.identity import server_tls
-
-_ANSWER_BYTES = 256 * 1024
+from edge_agent.identity import settle
+from edge_agent.status import is_running
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +63,11 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
         raise ConfigError(str(error)) from error
     folder = Folder(root)
     if folder.config.exists():
-        raise ConfigError(f"{root} is enrolled already; choose another --state, or remove that folder first")
+        raise ConfigError(
+            f"{root} is enrolled already; choose another --state, or with a new token: edge-agent enrol --again"
+        )
     key = _key(folder.key)
-    request = Request(token=token, csr=_request(key, device), hardware_class=hardware_class)
-    answer = _post(url, ca, request)
-    _check(answer, key, device)
+    answer = _ask(url, ca, key, Request(token=token, csr=_request(key, device), hardware_class=hardware_class), device)
     write_atomically(folder.certificate, answer.certificate.encode())
     write_atomically(folder.ca, answer.ca.encode())
     write_atomically(folder.tuf_root, base64.b64decode(answer.root))
@@ -82,9 +80,67 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
         url=url,
         hardware_class=hardware_class,
     )
-    folder.source(config).mkdir(exist_ok=True)
+    folder.source(config).mkdir(exist_ok=True, mode=0o700)
     save(folder, config)  # last: its presence says that the folder is whole
     return config
+
+
+def enrol_again(
+    root: Path, *, token: str, url: str | None = None, ca: Path | None = None, new_key: bool = False
+) -> Config:
+    """Enrol a device anew that is in the folder already: its certificate has expired, or it was revoked.
+
+    Everything else stays: models, outbox, counters, root of trust, and what `agent.toml` says, but for the addresses.
+
+    Args:
+        root: the agent's folder; no agent may run in it.
+        token: one-time token (`fieldfare devices add NAME --again`).
+        url: of the coordinator's API; None: as before.
+        ca: authority of the coordinator; None: as before.
+        new_key: make a new key, which a revoked device must. Old key and certificate stay until the new ones are whole.
+
+    Returns:
+        The configuration, with the addresses of now.
+
+    Raises:
+        ConfigError: no agent in the folder, or it runs, or no URL is known.
+        EnrolmentError: the coordinator refused or cannot be reached; everything is as before.
+    """
+    folder = Folder(root)
+    config = load(folder)
+    if is_running(folder.lock):
+        raise ConfigError(f"{root}: an agent runs in this folder; stop it first")
+    settle(folder)
+    url = url or config.url
+    if not url:
+        raise ConfigError(f"{folder.config} has no url; give --url https://HOST:PORT")
+    key = _key(folder.new_key if new_key else folder.key)
+    request = Request(token=token, csr=_request(key, config.device), hardware_class=config.hardware_class)
+    answer = _ask(url, ca or folder.ca, key, request, config.device)
+    write_atomically(folder.ca, answer.ca.encode())
+    write_atomically(folder.new_certificate, answer.certificate.encode())  # from here on the new ones count
+    settle(folder)
+    now = msgspec.structs.replace(config, broker_host=answer.broker_host, broker_port=answer.broker_port, url=url)
+    if now != config:
+        save(folder, now)
+    return now
+
+
+def _ask(url: str, ca: Path, key: ec.EllipticCurvePrivateKey, request: Request, device: str) -> Answer:
+    """Trade a token for a certificate, and check that it is for this device and its key."""
+    try:
+        told = https.post(url, ca, "/v1/enrol", msgspec.json.encode(request))
+    except UnavailableError as error:
+        raise EnrolmentError(str(error)) from error
+    if told.status >= 300:
+        raise EnrolmentError(f"the coordinator refused ({told.status}): {told.sentence}")
+    try:
+        answer = msgspec.json.decode(told.content, type=Answer)
+        base64.b64decode(answer.root, validate=True)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise EnrolmentError(f"the answer of {url} is no enrolment: {error}") from error
+    checked(answer.certificate.encode(), key.public_key(), device, answer.ca.encode())
+    return answer
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -107,53 +163,3 @@ def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     return csr.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _post(url: str, ca: Path, request: Request) -> Answer:
-    host, port = _address(url)
-    connection = http.client.HTTPSConnection(host, port, timeout=30, context=server_tls(ca))
-    try:
-        body = msgspec.json.encode(request)
-        connection.request("POST", "/v1/enrol", body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        content = response.read(_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise EnrolmentError(f"cannot reach the coordinator at {url}: {error}") from error
-    finally:
-        connection.close()
-    if response.status >= 300:
-        raise EnrolmentError(f"the coordinator refused ({response.status}): {_sentence(content)}")
-    try:
-        return msgspec.json.decode(content, type=Answer)
-    except msgspec.DecodeError as error:
-        raise EnrolmentError(f"the answer of {url} is no enrolment: {error}") from error
-
-
-def _address(url: str) -> tuple[str, int]:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname, parts.port or 443
-    except ValueError:  # a port that is no number, or half an IPv6 address
-        host, port = None, 0
-    if not host or parts.scheme != "https":
-        raise ConfigError(f"--url {url}: use https://HOST:PORT, as the coordinator prints it")
-    return host, port
-
-
-def _sentence(content: bytes) -> str:
-    try:
-        answer: Any = json.loads(content)
-        return str(answer["error"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return "it gave no reason"
-
-
-def _check(answer: Answer, key: ec.EllipticCurvePrivateKey, device: str) -> None:
-    try:
-        certificate = x509.load_pem_x509_certificate(answer.certificate.encode())
-        base64.b64decode(answer.root, validate=True)
-    except ValueError as error:
-        raise EnrolmentError(f"the coordinator's answer cannot be read: {error}") from error
-    names = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if certificate.public_key() != key.public_key() or names != [device]:
-        raise EnrolmentError(f"the coordinator gave a certificate for {names}, not for this device's key and name")

@@ -19,9 +19,10 @@ class Identity:
         Raises:
             ConfigError: a file of the identity is missing.
         """
+        settle(folder)
         for path in (folder.key, folder.certificate, folder.ca):
             if not path.is_file():
-                raise ConfigError(f"{path} is missing; enrol this device again with: edge-agent enrol ...")
+                raise ConfigError(f"{path} is missing; enrol this device again with: edge-agent enrol --again")
         self.device = device
         self._folder = folder
 
@@ -42,6 +43,17 @@ class Identity:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"{self._folder.certificate}: not usable with {self._folder.key}: {error}") from error
         return context
+
+
+def settle(folder: Folder) -> None:
+    """Finish what a kill interrupted: a key and a certificate that were enrolled anew take their places together.
+
+    The new certificate is written last, beside the old one. Where it is, its key is there too, or has moved already.
+    """
+    if folder.new_certificate.exists():
+        if folder.new_key.exists():
+            folder.new_key.replace(folder.key)
+        folder.new_certificate.replace(folder.certificate)
 
 
 def server_tls(ca: Path) -> ssl.SSLContext:

@@ -143,6 +143,10 @@ class Session:
             return None
         return float(milliseconds) / 1000
 
+    def use_tls(self, tls: SSLContext) -> None:
+        """Show another certificate from the next connection on."""
+        self._client._ssl_context = tls  # noqa: SLF001 - tls_set_context takes one once only
+
     def subscribe(self, pattern: str, *, qos: int = 1) -> None:
         """Receive what is published on `pattern`, now and after every reconnection."""
         self._patterns[pattern] = qos

@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 
 from contract.messages import BundleRef
+from edge_agent import certificate
 from edge_agent.config import Folder, load
+from edge_agent.errors import ConfigError
 from edge_agent.state import State
 
 
@@ -27,6 +29,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         models: what serves, by name.
         inferences: since enrolment.
         pending_reports: not yet confirmed by the coordinator.
+        certificate_ends: when the certificate expires, in seconds since the epoch; None where it cannot be read.
         last_refusal: the newest bundle that was refused, and why; empty where there is none.
     """
 
@@ -37,6 +40,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     inferences: int
     pending_reports: int
     last_refusal: str
+    certificate_ends: float | None = None
 
 
 def read(root: Path) -> Status:
@@ -57,6 +61,7 @@ def read(root: Path) -> Status:
             inferences=0,
             pending_reports=0,
             last_refusal="",
+            certificate_ends=_certificate_ends(folder),
         )
     state = State(folder.state, outbox_id="")
     try:
@@ -69,6 +74,7 @@ def read(root: Path) -> Status:
             inferences=state.get("inferences", int, 0),
             pending_reports=state.pending_count(),
             last_refusal=refusal.text if refusal else "",
+            certificate_ends=_certificate_ends(folder),
         )
     finally:
         state.close()
@@ -84,6 +90,13 @@ def _served(state: State) -> dict[str, Served]:
         for model, placement in state.placements().items()
         if placement.active is not None
     }
+
+
+def _certificate_ends(folder: Folder) -> float | None:
+    try:
+        return certificate.show(folder).ends
+    except ConfigError:
+        return None
 
 
 def is_running(lock: Path) -> bool:

@@ -22,6 +22,9 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
   round         run, round, kind, examples, metrics, error (empty where it succeeded)
   source        source, what (failed, ended or passed-over), reason
   dropped       topic, reason (a message that broke the contract)
+  renewed       ends (of the new certificate)
+  renewal-failed       reason, ends (of the old one; it tries again)
+  certificate-expired  ends (the broker refuses this device)
   stopped
 """
 

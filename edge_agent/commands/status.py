@@ -1,6 +1,7 @@
 """`edge-agent status`."""
 
 import argparse
+import time
 
 from edge_agent.commands.parsing import Commands, command
 
@@ -34,5 +35,15 @@ def _run(options: argparse.Namespace) -> int:
     print(f"serves           {', '.join(serves) or 'nothing'}")
     print(f"inferences       {status.inferences}")
     print(f"pending reports  {status.pending_reports}")
+    print(f"certificate      {_certificate(status.certificate_ends)}")
     print(f"last refusal     {status.last_refusal or 'none'}")
     return 0
+
+
+def _certificate(ends: float | None) -> str:
+    if ends is None:
+        return "cannot be read; use: edge-agent enrol --again"
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(ends))
+    if ends < time.time():
+        return f"EXPIRED on {day}; the agent tries to renew it, else use: edge-agent enrol --again"
+    return f"good until {day}"

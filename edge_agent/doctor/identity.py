@@ -6,7 +6,9 @@ from pathlib import Path
 
 from edge_agent.doctor.examination import Finding, Patient, broken, fine, worrying
 
-_ENROL = "enrol this device again: ask for a new token, move the folder away, and run edge-agent enrol"
+_ENROL = (
+    "enrol this device anew: ask for a token (fieldfare devices add NAME --again), and run edge-agent enrol --again"
+)
 _SOON = 0.2  # of a certificate's life: what renews by itself has renewed before
 
 

@@ -1,14 +1,11 @@
 """Enrolment against a real HTTPS server, and the command line around it."""
 
-import base64
+import fcntl
 import json
 import os
-import ssl
-import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,62 +15,10 @@ from contract import signatures
 from coordinator import pki
 from edge_agent import config, signing, status
 from edge_agent.cli import main
-from edge_agent.enrol import enrol
+from edge_agent.enrol import enrol, enrol_again
 from edge_agent.errors import ConfigError, EnrolmentError
-
-TOKEN = "one-time-token"
-
-
-class Api:
-    """The enrolment route, with a real certificate authority."""
-
-    def __init__(self, state: Path) -> None:
-        pki.create(state)
-        self.ca = state / "pki" / "ca.crt"
-        self.requests: list[dict[str, str]] = []
-        self.authority = pki.Authority.load(state)
-        self.device = "meter-1"
-        api = self
-
-        class Route(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status_code, answer = api.answer(self.path, request)
-                content = json.dumps(answer).encode()
-                self.send_response(status_code)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Route)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(state / "pki" / "api.crt", state / "pki" / "api.key")
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.url = f"https://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def answer(self, path: str, request: dict[str, str]) -> tuple[int, dict[str, object]]:
-        self.requests.append(request)
-        if path != "/v1/enrol" or request["token"] != TOKEN:
-            return 403, {"error": "this enrolment token is unknown, used or expired; ask for a new one"}
-        certificate = self.authority.sign_csr(request["csr"].encode(), self.device, days=1, now=datetime.now(UTC))
-        return 201, {
-            "device": self.device,
-            "certificate": certificate.decode(),
-            "ca": self.authority.ca_pem.decode(),
-            "broker_host": "127.0.0.1",
-            "broker_port": 8883,
-            "root": base64.b64encode(b'{"signed": {}}').decode(),
-        }
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+from edge_agent.identity import Identity
+from tests.fakes.enrolment_api import TOKEN, Api
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +161,101 @@ def test_a_configuration_that_makes_no_sense_names_file_and_key(tmp_path: Path, 
     folder.config.write_text(content)
     with pytest.raises(ConfigError, match=message):
         config.load(folder)
+
+
+def test_a_device_is_enrolled_anew_and_keeps_everything_but_its_certificate(api: Api, tmp_path: Path) -> None:
+    made = _enrol(api, tmp_path)
+    folder = config.Folder(tmp_path)
+    with folder.config.open("a") as file:
+        file.write("\n# the owner's own words\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert enrol_again(tmp_path, token=TOKEN) == made
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.name for path in before if before[path] != after[path]} == {"device.crt"}
+    assert after.keys() == before.keys()
+    enrol_again(tmp_path, token=TOKEN, new_key=True)
+    assert folder.key.read_bytes() != before[folder.key]
+    Identity("meter-1", folder).tls()  # they belong together
+    assert not folder.new_key.exists()
+
+
+def test_enrolling_anew_that_fails_leaves_everything_as_it_was(api: Api, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no agent here"):
+        enrol_again(tmp_path, token=TOKEN)
+    _enrol(api, tmp_path)
+    folder = config.Folder(tmp_path)
+    before = folder.key.read_bytes(), folder.certificate.read_bytes()
+    with pytest.raises(EnrolmentError, match="403"):
+        enrol_again(tmp_path, token="wrong", new_key=True)
+    with pytest.raises(EnrolmentError, match="cannot reach"):
+        enrol_again(tmp_path, token=TOKEN, url="https://127.0.0.1:1")
+    with folder.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="stop it first"):
+            enrol_again(tmp_path, token=TOKEN)
+    Identity("meter-1", folder).tls()
+    assert (folder.key.read_bytes(), folder.certificate.read_bytes()) == before
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_kill_while_a_new_key_takes_its_place_leaves_a_pair_that_belongs_together(
+    api: Api, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _enrol(api, tmp_path)
+    folder = config.Folder(tmp_path)
+    left = [moves]
+    move = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target in {folder.key, folder.certificate} and self in {folder.new_key, folder.new_certificate}:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return move(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        if moves < 2:
+            with pytest.raises(KeyboardInterrupt):
+                enrol_again(tmp_path, token=TOKEN, new_key=True)
+        else:
+            enrol_again(tmp_path, token=TOKEN, new_key=True)
+    Identity("meter-1", folder).tls()
+    assert sorted(path.name for path in folder.key.parent.iterdir()) == ["ca.crt", "device.crt", "device.key"]
+
+
+def test_the_command_says_what_does_not_go_together(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIELDFARE_TOKEN", TOKEN)
+    state = ["enrol", "--state", str(tmp_path / "agent")]
+    first = ["--device", "meter-1", "--url", api.url, "--ca", str(api.ca)]
+    for options, sentence in (
+        ([], "give --device, --url, --ca"),
+        (["--again"], "no agent here"),
+        (["--again", "--device", "meter-1"], "--again keeps"),
+        ([*first, "--new-key"], "goes with --again"),
+        ([*first, "--key", "pkcs11:token=fleet"], "PKCS#11"),
+    ):
+        assert main([*state, *options]) == 1
+        assert sentence in capsys.readouterr().err
+    assert main([*state, *first]) == 0
+    assert main([*state, "--again", "--new-key"]) == 0
+    assert "meter-1 is enrolled" in capsys.readouterr().out
+    assert main(["status", *state[1:]]) == 0
+    assert "certificate      good until" in capsys.readouterr().out
+
+
+def test_status_says_that_a_certificate_has_expired_and_what_to_do(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _enrol(api, tmp_path)
+    folder = config.Folder(tmp_path)
+    past = datetime.now(UTC) - timedelta(days=40)
+    folder.certificate.write_bytes(api.authority.renew(folder.certificate.read_bytes(), "meter-1", days=30, now=past))
+    assert main(["status", "--state", str(tmp_path)]) == 0
+    assert "EXPIRED" in (said := capsys.readouterr().out)
+    assert "edge-agent enrol --again" in said
+    folder.certificate.write_bytes(b"")
+    assert main(["status", "--state", str(tmp_path)]) == 0
+    assert "cannot be read" in capsys.readouterr().out
