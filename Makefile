@@ -31,9 +31,9 @@ check: $(READY) ## ruff, mypy, import-linter
 bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
 	@status=0; for name in agent_memory demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
 
-services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, and for the agent's packaging systemd-analyze, shellcheck, faketime
+services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, SoftHSM, and for the agent's packaging systemd-analyze, shellcheck, faketime
 	apt-get update
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto postgresql redis-server chromium systemd shellcheck faketime
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto postgresql redis-server chromium softhsm2 systemd shellcheck faketime
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet 'pip-tools~=7.5'

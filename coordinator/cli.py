@@ -45,6 +45,12 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Signer elsewhere: copy of the coordinator's tokens/signer, mode 0600.")
     ] = None,
+    production: Annotated[
+        bool, typer.Option("--production", help="Make no offline keys here; kept in coordinator.toml.")
+    ] = False,
+    signer_here: Annotated[
+        bool, typer.Option("--signer-here", help="In production: run the signer beside the coordinator all the same.")
+    ] = False,
     init_only: Annotated[bool, typer.Option("--init-only", help="Make the state folder and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -57,6 +63,8 @@ def serve(
     A signer on another machine needs no state folder, only its own:
 
     fieldfare serve --role signer --signer-state keys --url https://127.0.0.1:8443 --ca ca.crt --token-file token
+
+    With --production no key of root, targets or bundles is made here, and no signer runs here: see `fieldfare keys`.
     """
     from coordinator import roles, setup, supervisor
 
@@ -70,20 +78,23 @@ def serve(
     state, folder = state.resolve(), (signer_state or state / "signer").resolve()
     if role in {Role.all, Role.coordinator}:
         keys = folder if role is Role.all else None  # the signer's keys are not made where it does not run
-        config = setup.init(state, broker=broker.value if broker else None, signer_state=keys)
+        overrides = {"mode": "production"} if production else None
+        config = setup.init(state, broker=broker.value if broker else None, overrides=overrides, signer_state=keys)
+        if config.mode == "production" and not signer_here:
+            setup.check_no_offline_keys(folder)
         if role is Role.all:
             _tell(state, config.host, config.api_port, config.broker_port, as_json=as_json)
     if init_only:
         return
     match role:
         case Role.all:
-            supervisor.run(state, folder)
+            supervisor.run(state, folder, signer_here=signer_here)
         case Role.broker:
             roles.broker(state)
         case Role.coordinator:
             roles.coordinator(state)
         case Role.signer:
-            roles.signer(state, folder)
+            roles.signer(state, folder, beside=signer_here)
 
 
 def _tell(state: Path, host: str, api_port: int, broker_port: int, *, as_json: bool) -> None:

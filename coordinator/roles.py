@@ -62,9 +62,15 @@ def coordinator(state: Path) -> None:
     serve(state)
 
 
-def signer(state: Path, folder: Path) -> None:
-    """Run the signer of this machine's coordinator until SIGTERM; errors as in `remote_signer`."""
+def signer(state: Path, folder: Path, *, beside: bool = False) -> None:
+    """Run the signer of this machine's coordinator until SIGTERM; errors as in `remote_signer`.
+
+    Raises:
+        SetupError: the coordinator is one of production, and nobody said that the signer may run `beside` it.
+    """
     config = configuration.load(state)
+    if config.mode == "production" and not beside:
+        raise SetupError("in production the signer runs on another machine (--url); --signer-here runs it here")
     url = f"https://{config.host}:{config.api_port}"
     remote_signer(folder, url, state / "pki" / "ca.crt", state / "tokens" / "signer")
 
@@ -78,9 +84,10 @@ def remote_signer(folder: Path, url: str, ca: Path, token_file: Path) -> None:
     if not url.startswith("https://"):
         raise SetupError(f"{url}: the signer's token goes over HTTPS only")
     from coordinator.signing import signer as signing
+    from coordinator.signing.secrets import asking
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     end_with_parent()
-    signing.run(folder, url, ca, read_token(token_file), stop=stop)
+    signing.run(folder, url, ca, read_token(token_file), ask=asking(), stop=stop)

@@ -34,7 +34,7 @@ def init(
         state: the coordinator's folder.
         broker: `embedded` or `mosquitto`; None keeps what is configured.
         overrides: configuration by key, nested as in the file.
-        signer_state: the signer's folder, if its keys are to be made on this machine.
+        signer_state: the signer's folder, if its keys are to be made on this machine; never in production.
 
     Raises:
         SetupError: a configuration that cannot be read, or a folder that cannot be written.
@@ -55,9 +55,23 @@ def init(
         migrate.upgrade(engine)
     finally:
         engine.dispose()
-    if signer_state is not None:
+    if signer_state is not None and config.mode == "laptop":
         signer.create(signer_state)
     return config
+
+
+def check_no_offline_keys(folder: Path) -> None:
+    """Whether a machine in production is free of the keys that it must not have.
+
+    Raises:
+        SetupError: there are some.
+    """
+    found = sorted(path.name for kind in ("pem", "hsm") for path in (folder / signer.KEYS).glob(f"*.{kind}"))
+    if found:
+        raise SetupError(
+            f"{folder / signer.KEYS} holds {', '.join(found)}: a coordinator in production must not have them; "
+            "move that folder to the signer's machine, or say --signer-here"
+        )
 
 
 def _configure(state: Path, overrides: Mapping[str, Any]) -> Config:

@@ -91,8 +91,8 @@ class _Role:
             self.child.wait()
 
 
-def run(state: Path, signer_state: Path) -> None:
-    """Run every role until SIGTERM or SIGINT.
+def run(state: Path, signer_state: Path, *, signer_here: bool = False) -> None:
+    """Run every role until SIGTERM or SIGINT; in production the signer's only where `signer_here` says so.
 
     Raises:
         SetupError: another supervisor runs on this state folder, or a role cannot come up.
@@ -107,8 +107,10 @@ def run(state: Path, signer_state: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         _end_leftovers(state)  # to the end, even when asked to stop: nobody else would end them
-        names = [name for name in ROLES if name != "broker" or configuration.load(state).broker != "external"]
-        roles = [_Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log") for name in names]
+        roles = [
+            _Role(name, _command(name, state, signer_state), state / "logs" / f"{name}.log")
+            for name in _names(configuration.load(state), signer_here=signer_here)
+        ]
         try:
             while not stopping:
                 for role in roles:
@@ -123,9 +125,17 @@ def run(state: Path, signer_state: Path) -> None:
             _file(state).unlink(missing_ok=True)
 
 
+def _names(settings: configuration.Config, *, signer_here: bool) -> list[str]:
+    absent = {"broker"} if settings.broker == "external" else set()
+    if settings.mode == "production" and not signer_here:
+        absent.add("signer")
+    return [name for name in ROLES if name not in absent]
+
+
 def _command(role: str, state: Path, signer_state: Path) -> list[str]:
     options = ["--state", str(state), "--signer-state", str(signer_state), "--role", role]
-    return [sys.executable, "-m", "coordinator", *options]
+    allowed = ["--signer-here"] if role == "signer" else []  # who started it was asked
+    return [sys.executable, "-m", "coordinator", *options, *allowed]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ PROGRAMS = {
     "postgresql": ("initdb", "/usr/lib/postgresql/*/bin/initdb"),
     "redis": ("redis-server", "/usr/bin/redis-server"),
     "chromium": ("chromium", "/usr/bin/chromium"),
+    "softhsm": ("softhsm2-util", "/usr/bin/softhsm2-util"),
     "systemd": ("systemd-analyze", "/usr/bin/systemd-analyze"),
 }
 

@@ -11,6 +11,7 @@ it, and signs it again where its key changes.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -164,6 +165,20 @@ class Ceremony:
         """The newest published version of each role and everything that is staged."""
         published = [path for role in PEOPLE if (path := self._newest_in(self._published, role)) is not None]
         return [self._look(path) for path in [*published, *self._staged_files()]]
+
+    def contents(self) -> dict[str, dict[str, str]]:
+        """What is staged, in words: what somebody signs for."""
+        found = {}
+        for path in self._staged_files():
+            content, role = path.read_bytes(), path.name.split(".")[1]
+            _, expires = repository.version_and_expiry(content)
+            facts = {"expires": time.strftime("%Y-%m-%d", time.gmtime(expires))}
+            for held in (*PEOPLE, *ONLINE_ROLES) if role == "root" else (BUNDLES,):
+                holders = repository.holders(content, held)
+                names = self._names([key.keyid for key in holders.keys])
+                facts[held] = f"{holders.threshold} of {', '.join(names)}"
+            found[path.name] = facts
+        return found
 
     def known(self) -> dict[str, str]:
         """Key id to name of the public keys here."""

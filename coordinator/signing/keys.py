@@ -5,7 +5,6 @@ public half, which may be handed to anybody.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,19 +22,9 @@ from securesystemslib.signer import CryptoSigner, Key, Signer
 
 from coordinator.errors import InvalidError, SetupError
 from coordinator.files import write_private
-
-Ask = Callable[[str], str]  # what is asked for (`passphrase of NAME`, `PIN of TOKEN`) to the secret
+from coordinator.signing.secrets import Ask, nobody
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-def no_secret(what: str) -> str:
-    """An Ask where nobody can be asked.
-
-    Raises:
-        SetupError: always.
-    """
-    raise SetupError(f"the {what} is needed; set FIELDFARE_PASSPHRASE (or FIELDFARE_PIN), or name a file with it")
 
 
 def create(folder: Path, name: str, *, passphrase: str | None) -> Key:
@@ -62,14 +51,14 @@ def ensure(folder: Path, name: str) -> CryptoSigner:
     """Load the plain key `name`, or make it where it is missing; errors as in `load`."""
     if not (folder / f"{name}.pem").exists():
         create(folder, name, passphrase=None)
-    return _from_pem(folder / f"{name}.pem", no_secret)
+    return _from_pem(folder / f"{name}.pem", nobody)
 
 
 def online(folder: Path, role: str) -> list[CryptoSigner]:
     """A coordinator's own keys for an online role, oldest first; the first is made where there is none."""
     ensure(folder, role)
     found = sorted(folder.glob(f"{role}-*.pem"), key=lambda path: (len(path.name), path.name))
-    return [_from_pem(path, no_secret) for path in (folder / f"{role}.pem", *found)]
+    return [_from_pem(path, nobody) for path in (folder / f"{role}.pem", *found)]
 
 
 def renew_online(folder: Path, role: str) -> Key:
@@ -77,7 +66,7 @@ def renew_online(folder: Path, role: str) -> Key:
     return create(folder, f"{role}-{len(online(folder, role)) + 1}", passphrase=None)
 
 
-def load(folder: Path, name: str, ask: Ask = no_secret) -> Signer:
+def load(folder: Path, name: str, ask: Ask = nobody) -> Signer:
     """A key that can sign.
 
     Args:

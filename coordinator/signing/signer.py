@@ -26,8 +26,8 @@ from coordinator.records import SigningRequest
 from coordinator.signing import ceremony as ceremonies
 from coordinator.signing import keys, repository
 from coordinator.signing.ceremony import Ceremony
-from coordinator.signing.keys import Ask, no_secret
 from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, PEOPLE, Holders, Target
+from coordinator.signing.secrets import Ask, nobody
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Coordinator(Protocol):
 class Signer:
     """The key of `bundles` and the metadata that it signed, in one folder; both survive a kill at any moment."""
 
-    def __init__(self, folder: Path, *, ask: Ask = no_secret) -> None:
+    def __init__(self, folder: Path, *, ask: Ask = nobody) -> None:
         """Use a signer's folder.
 
         Args:
@@ -244,7 +244,7 @@ def run(
     ca: Path,
     token: str,
     *,
-    ask: Ask = no_secret,
+    ask: Ask = nobody,
     poll_s: float = 0.5,
     stop: threading.Event | None = None,
 ) -> None:

@@ -15,7 +15,8 @@ from securesystemslib.signer import HSMSigner, Key, Signature, SSlibKey
 
 from coordinator.errors import SetupError
 from coordinator.files import write_private
-from coordinator.signing.keys import Ask, write_public
+from coordinator.signing.keys import write_public
+from coordinator.signing.secrets import Ask
 
 _MODULE = "PYKCS11LIB"  # environment variable that HSMSigner reads
 

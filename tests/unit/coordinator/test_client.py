@@ -1,4 +1,3 @@
-import asyncio
 import json
 import socket
 import threading
@@ -10,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from contract import tensors
@@ -21,32 +18,7 @@ from coordinator.errors import SetupError
 from coordinator.jobs import cli as jobs_cli
 from coordinator.jobs.worker import Record
 from coordinator.registry import cli as models_cli
-
-
-@contextmanager
-def serving(web: FastAPI, state: Path, port: int) -> Iterator[uvicorn.Server]:
-    """Serve over HTTPS in a thread, with the certificate of the state folder."""
-    settings = uvicorn.Config(
-        web,
-        port=port,
-        log_config=None,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=1,
-        ssl_certfile=state / "pki" / "api.crt",
-        ssl_keyfile=str(state / "pki" / "api.key"),
-    )
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join()
+from tests.fakes.api_server import serving
 
 
 class Site:

@@ -19,6 +19,7 @@ from compression.evaluation_job import EvaluateSpec
 from compression.job import CompressSpec
 from compression.prune import PrunePlan
 from coordinator import config as coordinator_config
+from coordinator.signing import signer
 from edge_agent import cli as agent_cli
 from edge_agent import config as agent_config
 
@@ -67,7 +68,8 @@ def rows(text: str) -> dict[str, str]:
 TABLES = [
     (section("## coordinator.toml", "`[drift]`"), keys(coordinator_config.Config)),
     (section("`[drift]`", "`[policy]`"), keys(coordinator_config.Drift)),
-    (section("`[policy]`", "## agent.toml"), keys(coordinator_config.Policy)),
+    (section("`[policy]`", "## signer.toml"), keys(coordinator_config.Policy)),
+    (section("## signer.toml", "## agent.toml"), keys(signer.Policy)),
     (section("## agent.toml", "`[updates]`"), keys(agent_config.Config)),
     (section("`[updates]`", "`[health]`"), keys(agent_config.Updates)),
     (section("`[health]`", "`[runtime]`"), keys(agent_config.Health)),
