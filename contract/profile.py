@@ -127,12 +127,7 @@ def count(spec: ProfileSpec, features: np.ndarray, probabilities: np.ndarray) ->
     Raises:
         ProfileError: another shape, or probabilities that are not.
     """
-    samples = len(features)
-    if features.shape != (samples, len(spec.features)) or probabilities.shape != (samples, spec.classes):
-        raise ProfileError(f"shapes {features.shape} and {probabilities.shape} do not fit the profile")
-    if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and (probabilities <= 1.001).all()):
-        raise ProfileError("probabilities must be finite and in [0, 1]")
-    top = probabilities.max(axis=1, initial=0.0).clip(0, 1).astype(np.float32)
+    top, samples = _top(spec, features, probabilities), len(features)
     classes = probabilities.argmax(axis=1)
     binned, missing = [], []
     for column, feature in zip(np.asarray(features, np.float32).T, spec.features, strict=True):
@@ -145,8 +140,85 @@ def count(spec: ProfileSpec, features: np.ndarray, probabilities: np.ndarray) ->
         missing=missing,
         predictions=np.bincount(classes, minlength=spec.classes).tolist(),
         confidence=_bin(top, spec.confidence_edges),
-        confidence_sum=int(np.rint(top.astype(np.float64) * CONFIDENCE_UNIT).astype(np.int64).sum()),
+        confidence_sum=_millionths(top),
     )
+
+
+class Counter:
+    """`count` for many batches under one spec: adds to integers of its own, and gives them as Counts when asked.
+
+    Every feature has a range of counters, one for each bin and one for what is missing.
+    """
+
+    def __init__(self, spec: ProfileSpec) -> None:
+        """Lay out the counters; all are zero."""
+        self._spec = spec
+        self._edges = [np.asarray(feature.edges, np.float32) for feature in spec.features]
+        self._confidence_edges = np.asarray(spec.confidence_edges, np.float32)
+        widths = [len(edges) + 2 for edges in self._edges]
+        self._starts = np.concatenate([[0], np.cumsum(widths, dtype=np.intp)]).astype(np.intp)
+        self._missing = self._starts[1:] - 1
+        self._zero()
+
+    def _zero(self) -> None:
+        self._samples = self._confidence_sum = 0
+        self._features = np.zeros(self._starts[-1], np.int64)
+        self._predictions = np.zeros(self._spec.classes, np.int64)
+        self._confidence = np.zeros(len(self._confidence_edges) + 1, np.int64)
+
+    def add(self, features: np.ndarray, probabilities: np.ndarray) -> None:
+        """Count one batch.
+
+        Args:
+            features, probabilities: as for `count`.
+
+        Raises:
+            ProfileError: as `count`; nothing was counted then.
+        """
+        top = _top(self._spec, features, probabilities)
+        features = np.asarray(features, np.float32)
+        slots = np.empty(features.shape, np.intp)
+        for index, edges in enumerate(self._edges):
+            slots[:, index] = edges.searchsorted(features[:, index])
+        slots += self._starts[:-1]
+        finite = np.isfinite(features)
+        if not finite.all():
+            slots = np.where(finite, slots, self._missing)
+        self._features += np.bincount(slots.reshape(-1), minlength=len(self._features))
+        self._predictions += np.bincount(probabilities.argmax(axis=1), minlength=len(self._predictions))
+        confidence = self._confidence_edges.searchsorted(top)
+        self._confidence += np.bincount(confidence, minlength=len(self._confidence))
+        self._confidence_sum += _millionths(top)
+        self._samples += len(features)
+
+    def take(self) -> Counts:
+        """What was counted since the last call."""
+        rows = [self._features[start:end].tolist() for start, end in zip(self._starts, self._missing, strict=False)]
+        counts = Counts(
+            samples=self._samples,
+            features=rows,
+            missing=self._features[self._missing].tolist(),
+            predictions=self._predictions.tolist(),
+            confidence=self._confidence.tolist(),
+            confidence_sum=self._confidence_sum,
+        )
+        self._zero()
+        return counts
+
+
+def _top(spec: ProfileSpec, features: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Top-class probabilities of a batch that fits the spec."""
+    samples = len(features)
+    if features.shape != (samples, len(spec.features)) or probabilities.shape != (samples, spec.classes):
+        raise ProfileError(f"shapes {features.shape} and {probabilities.shape} do not fit the profile")
+    lowest, highest = probabilities.min(initial=0.0), probabilities.max(initial=0.0)
+    if not (lowest >= 0 and highest <= 1.001):  # also where one is NaN
+        raise ProfileError("probabilities must be finite and in [0, 1]")
+    return probabilities.max(axis=1, initial=0.0).clip(0, 1).astype(np.float32)
+
+
+def _millionths(top: np.ndarray) -> int:
+    return int(np.rint(top.astype(np.float64) * CONFIDENCE_UNIT).astype(np.int64).sum())
 
 
 def _bin(values: np.ndarray, edges: Sequence[float]) -> list[int]:

@@ -11,8 +11,27 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from contract import codec, limits
+from contract import codec, features, limits
 from contract.errors import TransformError
+from contract.features import Column, Feature, Mean, Share, Sharpness, Spread, Tilt
+
+__all__ = [
+    "Clip",
+    "Column",
+    "Feature",
+    "Impute",
+    "Mean",
+    "Reshape",
+    "Scale",
+    "Share",
+    "Sharpness",
+    "Spread",
+    "Step",
+    "Tilt",
+    "Transform",
+    "TransformSpec",
+    "decode",
+]
 
 
 class Impute(msgspec.Struct, frozen=True, tag_field="op", tag="impute"):
@@ -41,39 +60,7 @@ class Reshape(msgspec.Struct, frozen=True, tag_field="op", tag="reshape"):
     shape: list[int]
 
 
-class Column(msgspec.Struct, frozen=True, tag_field="op", tag="column"):
-    """Entry `index` of the flattened model input."""
-
-    name: str
-    index: int
-
-
-class Mean(msgspec.Struct, frozen=True, tag_field="op", tag="mean"):
-    """Mean over the sample: brightness, for an image."""
-
-    name: str
-
-
-class Spread(msgspec.Struct, frozen=True, tag_field="op", tag="spread"):
-    """Standard deviation over the sample: contrast, for an image."""
-
-    name: str
-
-
-class Sharpness(msgspec.Struct, frozen=True, tag_field="op", tag="sharpness"):
-    """Mean absolute difference of neighbours, along both axes of an image of shape (height, width, channels)."""
-
-    name: str
-
-
-class Tilt(msgspec.Struct, frozen=True, tag_field="op", tag="tilt"):
-    """Orientation of an image's mass: half the angle of its second central moments, in radians (Hu 1962)."""
-
-    name: str
-
-
 Step = Impute | Clip | Scale | Reshape
-Feature = Column | Mean | Spread | Sharpness | Tilt
 
 
 class TransformSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +112,7 @@ class Transform:
         if len(set(self.feature_names)) != len(self.feature_names):
             raise TransformError(f"features are named twice: {self.feature_names}")
         self.output_shape = _check_shapes(spec)
+        self._meter = features.Meter(spec.features, self.output_shape)
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
         """Model input of raw samples.
@@ -138,18 +126,27 @@ class Transform:
         Raises:
             TransformError: another shape, a dtype that is not a real number, or values that are not finite.
         """
+        self.check(raw)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is found to be infinite below
+            values = raw.astype(np.float32, order="C")
+            for step in self.spec.steps:
+                values = _run(step, values)
+        if not np.isfinite(values).all():
+            finite = np.isfinite(_flat(values)).all(axis=1)
+            raise TransformError(f"sample {int(np.argmin(finite))} is not finite after the transform")
+        return values
+
+    def check(self, raw: np.ndarray) -> None:
+        """Refuse what cannot be samples, before a number is looked at.
+
+        Raises:
+            TransformError: another shape, or a dtype that is not a real number.
+        """
         shape = tuple(self.spec.input_shape)
         if raw.shape[1:] != shape:
             raise TransformError(f"expected samples of shape {shape}, got {raw.shape[1:]}")
         if raw.dtype.kind not in "fiub":
             raise TransformError(f"expected real numbers, got dtype {raw.dtype}")
-        values = raw.astype(np.float32)
-        for step in self.spec.steps:
-            values = _run(step, values)
-        finite = np.isfinite(_flat(values)).all(axis=1)
-        if not finite.all():
-            raise TransformError(f"sample {int(np.argmin(finite))} is not finite after the transform")
-        return values
 
     def features(self, values: np.ndarray) -> np.ndarray:
         """Profile features of model input.
@@ -160,10 +157,7 @@ class Transform:
         Returns:
             float32, shape (samples, features).
         """
-        columns = [_feature(feature, values) for feature in self.spec.features]
-        if not columns:
-            return np.zeros((len(values), 0), np.float32)
-        return np.stack(columns, axis=1).astype(np.float32)
+        return self._meter(values)
 
 
 def _check_shapes(spec: TransformSpec) -> tuple[int, ...]:
@@ -180,10 +174,7 @@ def _check_shapes(spec: TransformSpec) -> tuple[int, ...]:
                 raise TransformError(f"cannot reshape {shape} to {tuple(step.shape)}")
             shape = tuple(step.shape)
     for feature in spec.features:
-        if isinstance(feature, Column) and not 0 <= feature.index < math.prod(shape):
-            raise TransformError(f"feature {feature.name!r}: column {feature.index} is outside shape {shape}")
-        if isinstance(feature, Sharpness | Tilt) and len(shape) != 3:
-            raise TransformError(f"feature {feature.name!r} needs images (height, width, channels), not {shape}")
+        features.check(feature, shape)
     return shape
 
 
@@ -198,42 +189,33 @@ def _check_scale(step: Scale, shape: Sequence[int]) -> None:
 
 
 def _run(step: Step, values: np.ndarray) -> np.ndarray:
+    """Take one step, in place where it can be."""
     if isinstance(step, Impute):
-        return np.where(np.isnan(values), np.float32(step.value), values)
+        values[np.isnan(values)] = step.value
+    elif isinstance(step, Reshape):
+        return values.reshape(len(values), *step.shape)
+    else:
+        for operation, operand in operations(step):
+            operation(values, operand, out=values)
+    return values
+
+
+def operations(step: Clip | Scale) -> list[tuple[np.ufunc, np.ndarray]]:
+    """What a step does to every entry, one after the other; the operands are float32, one number or one an entry.
+
+    What would change nothing is left out: x - 0 and x / 1 are x, to the bit.
+    """
     if isinstance(step, Clip):
-        return np.clip(values, np.float32(step.low), np.float32(step.high))
-    if isinstance(step, Scale):
-        return (values - np.asarray(step.offset, np.float32)) / np.asarray(step.divisor, np.float32)
-    return values.reshape(len(values), *step.shape)
-
-
-def _feature(feature: Feature, values: np.ndarray) -> np.ndarray:
-    flat = _flat(values)
-    if isinstance(feature, Column):
-        return flat[:, feature.index]
-    if isinstance(feature, Mean):
-        return flat.mean(axis=1)
-    if isinstance(feature, Spread):
-        return flat.std(axis=1)
-    if isinstance(feature, Tilt):
-        return _tilt(values)
-    down = _flat(np.abs(np.diff(values, axis=1))).mean(axis=1)
-    across = _flat(np.abs(np.diff(values, axis=2))).mean(axis=1)
-    return (down + across) / 2
+        return [(np.maximum, np.asarray(step.low, np.float32)), (np.minimum, np.asarray(step.high, np.float32))]
+    offset, divisor = (np.asarray(n[0] if len(n) == 1 else n, np.float32) for n in (step.offset, step.divisor))
+    found: list[tuple[np.ufunc, np.ndarray]] = []
+    if offset.any() or np.signbit(offset).any():  # x - -0.0 turns -0.0 into 0.0
+        found.append((np.subtract, offset))
+    if (divisor != 1).any():
+        found.append((np.divide, divisor))
+    return found
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
     """One row a sample; also for no samples, where numpy cannot infer the width."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
-def _tilt(values: np.ndarray) -> np.ndarray:
-    mass = values.sum(axis=3, dtype=np.float64)
-    mass = mass - mass.min(axis=(1, 2), keepdims=True)
-    total = np.maximum(mass.sum(axis=(1, 2)), 1e-12)
-    rows, columns = np.mgrid[: mass.shape[1], : mass.shape[2]]
-    row = (mass * rows).sum(axis=(1, 2)) / total
-    column = (mass * columns).sum(axis=(1, 2)) / total
-    dr, dc = rows - row[:, None, None], columns - column[:, None, None]
-    cross, rr, cc = ((mass * m).sum(axis=(1, 2)) for m in (dr * dc, dr * dr, dc * dc))
-    return 0.5 * np.arctan2(2 * cross, rr - cc)

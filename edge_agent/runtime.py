@@ -42,6 +42,10 @@ class Runtime:
             )
         self.input_shape: tuple[int, ...] = tuple(int(size) for size in self._input["shape"][1:])
         self.classes = int(self._output["shape"][1])
+        self.input_type, self.output_type = np.dtype(self._input["dtype"]), np.dtype(self._output["dtype"])
+        self._set, self._get = self._interpreter.set_tensor, self._interpreter.get_tensor
+        self._invoke = self._interpreter.invoke
+        self._in, self._out = self._input["index"], self._output["index"]
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Run every sample, one by one, as the device does.
@@ -57,16 +61,79 @@ class Runtime:
         """
         if x.shape[1:] != self.input_shape:
             raise RuntimeModelError(f"the model takes samples of shape {self.input_shape}, got {x.shape[1:]}")
-        values = _quantize(x, self._input)
+        values = self.quantize(x)
         raw = np.empty((len(x), self.classes), self._output["dtype"])
         try:
             for index in range(len(values)):
-                self._interpreter.set_tensor(self._input["index"], values[index : index + 1])
-                self._interpreter.invoke()
-                raw[index] = self._interpreter.get_tensor(self._output["index"])[0]
+                self._set(self._in, values[index : index + 1])
+                self._invoke()
+                raw[index] = self._get(self._out)[0]
         except (ValueError, RuntimeError) as error:
             raise RuntimeModelError(f"LiteRT cannot run the model: {error}") from error
-        return _dequantize(raw, self._output)
+        return self.dequantize(raw)
+
+    def run(self, values: np.ndarray) -> np.ndarray:
+        """Run one sample.
+
+        Args:
+            values: of the model's own input type, shape (1, *input_shape).
+
+        Returns:
+            Of the model's own output type, shape (1, classes); a new array.
+
+        Raises:
+            RuntimeModelError: the interpreter failed.
+        """
+        try:
+            self._set(self._in, values)
+            self._invoke()
+            return self._get(self._out)
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeModelError(f"LiteRT cannot run the model: {error}") from error
+
+    def quantizer(self) -> "Quantizer":
+        """`quantize` for one sample after another, on buffers of its own."""
+        return Quantizer(self.input_shape, self._input)
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """Model input as the model's own input type."""
+        return _quantize(x, self._input)
+
+    def dequantize(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs of the model's own type as float32 logits."""
+        return _dequantize(outputs, self._output)
+
+
+class Quantizer:
+    """Turns float32 samples into the model's own input type, without making arrays."""
+
+    def __init__(self, shape: tuple[int, ...], detail: dict[str, Any]) -> None:
+        """Lay out the operands and buffers of a model's input."""
+        dtype = np.dtype(detail["dtype"])
+        self._as_is = dtype == np.float32
+        self._tensor = np.zeros((1, *shape), dtype)
+        self._scratch = np.zeros((1, *shape), np.float32)
+        self._operations: list[tuple[np.ufunc, np.ndarray]] = []
+        if dtype.kind != "f":
+            scale, zero = detail["quantization"]
+            limit = np.iinfo(dtype)
+            self._scale = np.asarray(scale or 1.0, np.float32)
+            numbers = ((np.add, zero), (np.maximum, limit.min), (np.minimum, limit.max))
+            self._operations = [(operation, np.asarray(number, np.float32)) for operation, number in numbers]
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """The model's input of one sample, float32 of shape (1, *input_shape); valid until the next call."""
+        if self._as_is:
+            return values
+        if self._operations:
+            scratch = self._scratch
+            np.divide(values, self._scale, out=scratch)
+            np.rint(scratch, out=scratch)
+            for operation, number in self._operations:
+                operation(scratch, number, out=scratch)
+            values = scratch
+        np.copyto(self._tensor, values, casting="unsafe")
+        return self._tensor
 
 
 def _quantize(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
@@ -94,13 +161,14 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         temperature: positive; above 1 softens.
 
     Returns:
-        float32, shape (n, classes), rows sum to 1.
+        float32, shape (n, classes), rows sum to 1; NaN where logits are NaN or plus infinity.
 
     Raises:
         RuntimeModelError: a temperature that is not a positive number.
     """
     if not temperature > 0 or not math.isfinite(temperature):
         raise RuntimeModelError(f"temperature {temperature} is not a positive number")
-    scaled = np.asarray(logits, np.float32) / np.float32(temperature)
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite give NaN
+        scaled = np.asarray(logits, np.float32) / np.float32(temperature)
+        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)

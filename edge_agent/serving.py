@@ -14,6 +14,7 @@ from contract.transform import Transform
 from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.runtime import Runtime, softmax
 from edge_agent.runtime_backend import RuntimeOptions
+from edge_agent.steps import Steps
 
 _ROWS = 256  # samples inferred at a time: a sample file may hold more than fit into memory as float32
 
@@ -56,6 +57,7 @@ class Model:
                 f"the model takes {self._runtime.input_shape} and gives {self._runtime.classes} classes, "
                 f"the bundle says {self._transform.output_shape} and {self.profile.classes}"
             )
+        self._steps = Steps(self._transform, self._runtime, self.profile, self.probabilities)
 
     def check(self, raw: np.ndarray) -> None:
         """Raise TransformError if raw samples do not fit; nothing is inferred."""
@@ -84,6 +86,26 @@ class Model:
             if not np.isfinite(probabilities[-1]).all():
                 raise RuntimeModelError(f"the model's output for samples from {start} on is not finite")
         return Inference(np.concatenate(features), np.concatenate(probabilities))
+
+    def step(self, sample: np.ndarray) -> np.ndarray:
+        """Infer one raw sample and count it; `take` gives the counts.
+
+        Returns:
+            The model's output in its own type, shape (1, classes); `probabilities` reads it.
+
+        Raises:
+            TransformError: a sample that the transform refuses; it is not counted.
+            RuntimeModelError: the interpreter failed, or gave an output that is not finite; it is not counted.
+        """
+        return self._steps.step(sample)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of outputs in the model's own type, shape (n, classes)."""
+        return softmax(self._runtime.dequantize(outputs), self._temperature)
+
+    def take(self) -> Counts:
+        """Counts of all steps since the last call, on the bundle's bins."""
+        return self._steps.take()
 
     def count(self, inference: Inference, rows: slice) -> Counts:
         """Counts of some rows of an inference, on the bundle's bins."""

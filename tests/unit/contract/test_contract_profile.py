@@ -151,3 +151,15 @@ def test_counts_of_other_bins_are_not_added() -> None:
 def test_probabilities_that_are_none_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ProfileError):
         profile.count(SPEC, np.zeros((1, 2)), bad)
+
+
+@given(st.lists(batches(), max_size=4))
+def test_a_counter_counts_batches_as_the_sum_of_their_counts(several: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    counter = profile.Counter(SPEC)
+    for _ in range(2):  # taking starts anew
+        expected = profile.zero(SPEC)
+        for features, probabilities in several:
+            counter.add(features, probabilities)
+            expected = profile.add(expected, profile.count(SPEC, features, probabilities))
+        assert counter.take() == expected
+    assert counter.take() == profile.zero(SPEC)

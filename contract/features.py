@@ -1,0 +1,184 @@
+"""Features: the scalars that a profile counts, read off the model input; an image by its statistics, not by pixel.
+
+Every feature of a sample is the same number whatever samples are beside it, to the bit: what is counted one by one on
+a device is what a batch gives.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from contract.errors import TransformError
+
+_ENTRIES = 4096  # added at a time
+
+
+class Column(msgspec.Struct, frozen=True, tag_field="op", tag="column"):
+    """Entry `index` of the flattened model input."""
+
+    name: str
+    index: int
+
+
+class Mean(msgspec.Struct, frozen=True, tag_field="op", tag="mean"):
+    """Mean over the sample: brightness, for an image."""
+
+    name: str
+
+
+class Spread(msgspec.Struct, frozen=True, tag_field="op", tag="spread"):
+    """Standard deviation over the sample: contrast, for an image."""
+
+    name: str
+
+
+class Share(msgspec.Struct, frozen=True, tag_field="op", tag="share"):
+    """Part of the sample's entries that are in [low, high): several make a coarse histogram of an image."""
+
+    name: str
+    low: float
+    high: float
+
+
+class Sharpness(msgspec.Struct, frozen=True, tag_field="op", tag="sharpness"):
+    """Mean absolute difference of neighbours, along both axes of an image of shape (height, width, channels)."""
+
+    name: str
+
+
+class Tilt(msgspec.Struct, frozen=True, tag_field="op", tag="tilt"):
+    """Orientation of an image's mass: half the angle of its second central moments, in radians (Hu 1962)."""
+
+    name: str
+
+
+Feature = Column | Mean | Spread | Share | Sharpness | Tilt
+
+
+def check(feature: Feature, shape: Sequence[int]) -> None:
+    """Refuse a feature that model input of this shape cannot give.
+
+    Raises:
+        TransformError: a column outside the sample, an image feature of what is no image, an empty range.
+    """
+    if isinstance(feature, Column) and not 0 <= feature.index < math.prod(shape):
+        raise TransformError(f"feature {feature.name!r}: column {feature.index} is outside shape {tuple(shape)}")
+    if isinstance(feature, Sharpness | Tilt) and len(shape) != 3:
+        raise TransformError(f"feature {feature.name!r} needs images (height, width, channels), not {tuple(shape)}")
+    if isinstance(feature, Share) and not np.float32(feature.low) < np.float32(feature.high):
+        raise TransformError(f"feature {feature.name!r} needs low < high, got {feature.low} and {feature.high}")
+
+
+class Meter:
+    """Measures features of model input of one shape; what several of them need is computed once."""
+
+    def __init__(self, features: Sequence[Feature], shape: Sequence[int]) -> None:
+        """Plan; `check` has passed every feature.
+
+        Args:
+            features: in the order of the columns to give.
+            shape: of one sample of model input.
+        """
+        self._shape = tuple(shape)
+        self._size = np.float32(math.prod(shape))
+        self._count = len(features)
+        self._columns = [(i, feature.index) for i, feature in enumerate(features) if isinstance(feature, Column)]
+        places = {kind: [i for i, f in enumerate(features) if type(f) is kind] for kind in Feature.__args__}
+        self._means, self._spreads, self._shares = places[Mean], places[Spread], places[Share]
+        self._images = [(i, measure) for kind, measure in _IMAGE.items() for i in places[kind]]
+        shares = [feature for feature in features if isinstance(feature, Share)]
+        self._edges, edge = np.unique(
+            np.array([[share.low, share.high] for share in shares], np.float32).reshape(-1), return_inverse=True
+        )
+        self._low, self._high = edge.reshape(-1, 2).T
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """The features of some samples.
+
+        Args:
+            values: float32, shape (samples, *shape), finite.
+
+        Returns:
+            float32, shape (samples, features).
+        """
+        samples = len(values)
+        flat = np.ascontiguousarray(values).reshape(samples, int(self._size))
+        measured = np.empty((self._count, samples), np.float32)
+        for place, column in self._columns:
+            measured[place] = flat[:, column]
+        if self._means or self._spreads:
+            mean = _sum(flat) / self._size
+            measured[self._means] = mean
+        if self._spreads:
+            away = flat - mean[:, None]
+            measured[self._spreads] = np.sqrt(_sum(np.square(away, out=away)) / self._size)
+        if self._shares:
+            at_least = _at_least(flat, self._edges)
+            measured[self._shares] = (at_least[self._low] - at_least[self._high]) / self._size
+        for place, measure in self._images:
+            measured[place] = measure(flat, self._shape)
+        return measured.T
+
+
+def _sum(flat: np.ndarray) -> np.ndarray:
+    """Of each row, the same whatever the other rows: einsum is faster than `sum` by far, and cuts long rows anywhere.
+
+    Up to numpy's buffer of 8192 entries it does not cut; longer rows are cut here.
+    """
+    total = np.einsum("ij->i", flat[:, :_ENTRIES])
+    for start in range(_ENTRIES, flat.shape[1], _ENTRIES):
+        total += np.einsum("ij->i", flat[:, start : start + _ENTRIES])
+    return total
+
+
+def _at_least(flat: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """How many entries of each row are not below each edge, shape (edges, rows).
+
+    Eight answers are added at a time, as the bytes of a word, up to 255 words: far faster than to add booleans.
+    """
+    samples, size = flat.shape
+    answers = np.zeros((len(edges), samples, -(-size // 8) * 8), bool)
+    np.greater_equal(flat, edges[:, None, None], out=answers[..., :size])
+    words = answers.view(np.uint64)
+    starts = range(0, words.shape[2], 255)
+    added = np.stack([np.add.reduce(words[..., start : start + 255], axis=2) for start in starts], axis=2)
+    return np.einsum("ijk->ij", added.view(np.uint8), dtype=np.int32)
+
+
+def _sharpness(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Neighbours are a row, or a pixel, apart in memory; what is beside the last row, or pixel, is none."""
+    height, width, channels = shape
+    row = width * channels
+    down = _differences(flat, row)
+    down.reshape(-1, height, row)[:, -1] = 0
+    across = _differences(flat, channels)
+    across.reshape(-1, *shape)[:, :, -1] = 0
+    pairs = np.float32(max((height - 1) * row, 1)), np.float32(max(height * (width - 1) * channels, 1))
+    return (_sum(down) / pairs[0] + _sum(across) / pairs[1]) / 2
+
+
+def _differences(flat: np.ndarray, apart: int) -> np.ndarray:
+    """Absolute differences of all entries that are so far apart, also across rows; the last have no partner: 0."""
+    differences = np.empty_like(flat)
+    whole, out = flat.reshape(-1), differences.reshape(-1)
+    out[-apart:] = 0
+    np.subtract(whole[apart:], whole[:-apart], out=out[:-apart])
+    np.abs(differences, out=differences)
+    return differences
+
+
+def _tilt(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    mass = flat.reshape(-1, *shape).sum(axis=3, dtype=np.float64)
+    mass = mass - mass.min(axis=(1, 2), keepdims=True)
+    total = np.maximum(mass.sum(axis=(1, 2)), 1e-12)
+    rows, columns = np.mgrid[: mass.shape[1], : mass.shape[2]]
+    row = (mass * rows).sum(axis=(1, 2)) / total
+    column = (mass * columns).sum(axis=(1, 2)) / total
+    dr, dc = rows - row[:, None, None], columns - column[:, None, None]
+    cross, rr, cc = ((mass * m).sum(axis=(1, 2)) for m in (dr * dc, dr * dr, dc * dc))
+    return 0.5 * np.arctan2(2 * cross, rr - cc)
+
+
+_IMAGE: dict[type, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {Sharpness: _sharpness, Tilt: _tilt}
