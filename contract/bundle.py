@@ -115,7 +115,7 @@ class Bundle:
 
 
 def pack(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
-    """Make a bundle; the same parts give the same bytes under the same zlib.
+    """Make a bundle; the same parts give the same bytes.
 
     Args:
         manifest: its `files` are filled in here.
@@ -133,7 +133,7 @@ def pack(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
         for name, content in [(MANIFEST, codec.encode_json(whole)), *((role, files[role]) for role in entries)]:
             info = zipfile.ZipInfo(name, _EPOCH)
             info.external_attr = 0o600 << 16
-            archive.writestr(info, content, zipfile.ZIP_DEFLATED, compresslevel=9)
+            archive.writestr(info, content, zipfile.ZIP_STORED)  # so that patches see inside; transport compresses
     return buffer.getvalue()
 
 

@@ -67,11 +67,27 @@ def test_a_truncated_bundle_is_refused() -> None:
 
 def test_a_bundle_that_unpacks_to_too_much_is_refused() -> None:
     files = {**FILES, "inference": bytes(10**6)}
-    packed = bundle.pack(MANIFEST, files)
-
+    with pytest.raises(TooLargeError):
+        bundle.unpack(bundle.pack(MANIFEST, files), limit=10**5)
+    packed = deflated(bundle.pack(MANIFEST, files))
     assert len(packed) < 10**4
     with pytest.raises(TooLargeError):
         bundle.unpack(packed, limit=10**5)
+
+
+def test_a_bundle_that_an_older_program_deflated_is_read() -> None:
+    packed = bundle.pack(MANIFEST, FILES)
+    assert deflated(packed) != packed
+    assert bundle.unpack(deflated(packed)).files == FILES
+
+
+def deflated(packed: bytes) -> bytes:
+    """The same files, as bundles were packed before they were stored."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(packed)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 def test_a_file_that_the_manifest_does_not_name_is_refused() -> None:
