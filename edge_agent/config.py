@@ -119,7 +119,7 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         quota_bytes: the oldest go when there are more; 0 keeps none.
-        keep_days: after which a sample goes.
+        keep_days: of the agent's running time, after which a sample goes.
     """
 
     quota_bytes: int = 32 * 1024 * 1024
@@ -217,6 +217,7 @@ class Folder:
         self.staging = root / "staging"
         self.tuf_root = root / "tuf" / "root.json"
         self.tuf_metadata = root / "tuf" / "metadata"
+        self.samples = root / "samples"
         self.lock = root / "lock"
 
     def source(self, config: Config) -> Path:

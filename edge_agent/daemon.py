@@ -47,6 +47,7 @@ from edge_agent.outbox import Flow
 from edge_agent.renewal import Renewal
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import runtime_version
+from edge_agent.samplestore import SampleStore
 from edge_agent.serving import Serving
 from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
@@ -134,7 +135,7 @@ class Agent:
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
         self._monitor = Monitor(self._config, source=source, state=self._state, serving=self._serving, clock=time.time)
-        self._compose_apps(folder)
+        store = self._compose_apps(folder)
         self._rounds = Rounds(
             self._config,
             staging=folder.staging,
@@ -146,11 +147,22 @@ class Agent:
             clock=time.time,
             stopping=self._stopping,
             tell=self._tell,
+            store=store,
         )
 
-    def _compose_apps(self, folder: config.Folder) -> None:
-        pushes = Pushes()
-        api = Api(self._serving, record=self._monitor.record, push=pushes.offer)
+    def _compose_apps(self, folder: config.Folder) -> SampleStore | None:
+        pushes, store = Pushes(), None
+        if self._config.samples.quota_bytes:
+            store = SampleStore(
+                folder.samples,
+                quota_bytes=self._config.samples.quota_bytes,
+                keep_s=self._config.samples.keep_days * 86400,
+                clock=self._state.running_s,
+                event=lambda text: self._state.event("samples", text, at=time.time()),
+            )
+        self._kept = store.counts if store else dict
+        keep = store.add if store else None
+        api = Api(self._serving, record=self._monitor.record, add_samples=keep, push=pushes.offer)
         self._api = ApiServer(api, self._config, folder.root)
         self._sources = [
             SourceWorker(
@@ -160,12 +172,13 @@ class Agent:
                 state=self._state,
                 stopping=self._stopping,
                 pushes=pushes,
-                keep=None,
+                keep=keep,
                 clock=time.time,
                 tell=self._tell,
             )
             for source in self._config.sources
         ]
+        return store
 
     def stop(self) -> None:
         """Ask the agent to end; `run` returns soon after."""
@@ -341,7 +354,7 @@ class Agent:
             runtime_version=self._runtime_version,
             hardware_class=self._config.hardware_class,
             bundles=self._serving.bundles(),
-            samples=self._monitor.labelled(),
+            samples=min(self._monitor.labelled() + sum(self._kept().values()), self._config.max_samples),
             inferences=self._serving.inferences,
             dropped=self._state.dropped,
             sent_at=time.time(),

@@ -7,11 +7,13 @@ it is begun again and answered once.
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from contract import codec, limits
@@ -23,6 +25,7 @@ from edge_agent.errors import AgentError, TrainingError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.files import write_atomically
 from edge_agent.runtime_backend import training_options
+from edge_agent.samplestore import SampleStore
 from edge_agent.serving import Serving
 from edge_agent.slots import Slots
 from edge_agent.state import State
@@ -46,6 +49,7 @@ class Rounds:
         clock: Callable[[], float],
         stopping: threading.Event,
         tell: Tell = silent,
+        store: SampleStore | None = None,
     ) -> None:
         """Prepare.
 
@@ -58,7 +62,9 @@ class Rounds:
             clock: seconds since the epoch.
             stopping: set when the agent ends.
             tell: hears of every reply once it is in the outbox.
+            store: of samples that apps handed in.
         """
+        self._store = store
         self._tell = tell
         self._config, self._staging = config, staging
         self._state, self._slots, self._serving = state, slots, serving
@@ -104,7 +110,7 @@ class Rounds:
             raise TrainingError("the instruction has expired")
         bundle = self._bundle(instruction.bundle_sha256)
         files = self._files()
-        if not files:
+        if not files and not (self._store and any(self._store.counts().values())):
             raise TrainingError("no labelled samples on this device")
         path = self._pull(instruction.weights, lambda: self._expired(instruction))
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._staging))  # its own, whatever an orphan still writes
@@ -114,6 +120,8 @@ class Rounds:
                 instruction=instruction,
                 bundle=str(bundle),
                 files=[str(file) for file in files],
+                store=str(self._store.folder) if self._store else "",
+                store_not_before=self._store.not_before() if self._store else 0.0,
                 max_samples=self._config.max_samples,
                 options=training_options(self._config),
                 parent=os.getpid(),
@@ -121,7 +129,16 @@ class Rounds:
             write_atomically(folder / trainer.JOB, codec.encode(job))
             return self._run_child(instruction, folder)
         finally:
+            self._note_damage(folder / trainer.DAMAGED)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _note_damage(self, path: Path) -> None:
+        with suppress(OSError, ValueError, sqlite3.Error):
+            if records := int(path.read_text()):
+                text = f"{records} records of kept samples are damaged or were tampered with; they are passed over"
+                _LOG.warning(text)
+                self._state.event("samples", text, at=self._clock())
+                self._state.put("samples_damaged", self._state.get("samples_damaged", int, 0) + records)
 
     def _bundle(self, sha256: str) -> Path:
         serves = [ref.sha256 for ref in self._serving.bundles()]

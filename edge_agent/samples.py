@@ -86,3 +86,26 @@ def newest_labelled(paths: list[Path], limit: int) -> Samples:
     if not xs:
         raise SampleError("no labelled samples on this device")
     return Samples(np.concatenate(xs), np.concatenate(ys))
+
+
+def join(files: Samples | None, kept: Samples | None, limit: int) -> Samples:
+    """Labelled samples of files and of the store, each the newest first; too many are cut in proportion.
+
+    Raises:
+        SampleError: there are none.
+    """
+    parts = [part for part in (files, kept) if part is not None and part.y is not None]
+    if not parts:
+        raise SampleError("no labelled samples on this device")
+    total = sum(len(part.x) for part in parts)
+    if len(parts) == 2 and parts[0].x.shape[1:] != parts[1].x.shape[1:]:
+        raise SampleError(
+            f"samples of shapes {parts[0].x.shape[1:]} and {parts[1].x.shape[1:]} cannot be used together"
+        )
+    shares = [len(part.x) if total <= limit else max(1, limit * len(part.x) // total) for part in parts]
+    return Samples(
+        np.concatenate([part.x[:share] for part, share in zip(parts, shares, strict=True)])[:limit],
+        np.concatenate([part.y[:share] for part, share in zip(parts, shares, strict=True) if part.y is not None])[
+            :limit
+        ],
+    )

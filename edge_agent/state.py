@@ -225,9 +225,13 @@ class State:
             with self.transaction():
                 self._outbox.forget(seqs)
 
+    def running_s(self) -> float:
+        """Seconds that the agent has run since the state was made; no clock can set it back or forward."""
+        return self._monotonic() - self._began
+
     def _age(self) -> float:
         """Seconds that the agent has run since the state was made, remembered."""
-        age = self._monotonic() - self._began
+        age = self.running_s()
         self.put(_RUNNING, age)
         return age
 

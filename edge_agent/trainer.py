@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,21 +19,30 @@ from contract.bundle import Bundle
 from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction, RoundReply
 from contract.profile import count
-from edge_agent import samples, slots, training
-from edge_agent.errors import AgentError, TrainingError
+from edge_agent import samples, samplestore, slots, training
+from edge_agent.errors import AgentError, SampleError, TrainingError
 from edge_agent.files import write_atomically
 from edge_agent.runtime import softmax
 from edge_agent.runtime_backend import RuntimeOptions
 
 JOB, WEIGHTS, REPLY, UPDATE = "job.msgpack", "weights.safetensors", "reply.msgpack", "update.safetensors"
+DAMAGED = "damaged"  # how many kept samples' records could not be read
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child needs: instruction, bundle file, sample files (oldest first), limits, and whose child it is."""
+    """What the child needs: instruction, bundle file, samples, limits, and whose child it is.
+
+    Attributes:
+        files: of samples, oldest first.
+        store: folder of kept samples (`samplestore`); empty is none.
+        store_not_before: of the store's clock; earlier samples have expired.
+    """
 
     instruction: Instruction
     bundle: str
     files: list[str]
+    store: str = ""
+    store_not_before: float = 0.0
     max_samples: int
     options: RuntimeOptions
     parent: int
@@ -43,13 +53,20 @@ def failed(instruction: Instruction, reason: str) -> RoundReply:
     return RoundReply(instruction=instruction.id, error=reason[:500], examples=0, metrics={}, weights=None, counts=None)
 
 
-def carry_out(job: Job, weights: bytes, *, orphaned: Callable[[], bool] = lambda: False) -> tuple[RoundReply, bytes]:
+def carry_out(
+    job: Job,
+    weights: bytes,
+    *,
+    orphaned: Callable[[], bool] = lambda: False,
+    damaged: Callable[[int], None] = lambda _records: None,
+) -> tuple[RoundReply, bytes]:
     """Do one instruction.
 
     Args:
         job: what to do, with what.
         weights: safetensors with the global weights; their digest was verified.
         orphaned: asked before every step; training stops when it says so.
+        damaged: hears of kept samples that were passed over because they are not what was written.
 
     Returns:
         The reply, and the new weights as safetensors (empty after an evaluation).
@@ -64,7 +81,7 @@ def carry_out(job: Job, weights: bytes, *, orphaned: Callable[[], bool] = lambda
         raise TrainingError("the active bundle has no training signature")
     start = tensors.load(weights)
     tensors.check_like(start, tensors.load(bundle.files["weights"]))
-    local = samples.newest_labelled([Path(file) for file in job.files], min(job.max_samples, instruction.max_samples))
+    local = _local(job, bundle, damaged)
     y = _labels(local, len(bundle.manifest.labels))
     x = bundle.transform.apply(local.x)
     runtime = training.TrainingRuntime(bundle.files["training"], spec, job.options)
@@ -92,6 +109,23 @@ def carry_out(job: Job, weights: bytes, *, orphaned: Callable[[], bool] = lambda
         counts=None,
     )
     return reply, update
+
+
+def _local(job: Job, bundle: Bundle, damaged: Callable[[int], None]) -> samples.Samples:
+    """The newest labelled samples, of files and of the store."""
+    limit = min(job.max_samples, job.instruction.max_samples)
+    shape = tuple(bundle.transform.spec.input_shape)
+    kept, files = None, None
+    if job.store:
+        kept, records = samplestore.newest(
+            Path(job.store), bundle.manifest.model, input_shape=shape, limit=limit, not_before=job.store_not_before
+        )
+        damaged(records)
+    with suppress(SampleError):
+        files = samples.newest_labelled([Path(file) for file in job.files], limit)
+    if kept is not None and files is not None and files.x.shape[1:] != shape:
+        files = None  # of another model
+    return samples.join(files, kept, limit)
 
 
 def _labels(local: samples.Samples, classes: int) -> np.ndarray:
@@ -132,7 +166,12 @@ def main() -> None:
         return os.getppid() != job.parent
 
     try:
-        reply, update = carry_out(job, (folder / WEIGHTS).read_bytes(), orphaned=orphaned)
+        reply, update = carry_out(
+            job,
+            (folder / WEIGHTS).read_bytes(),
+            orphaned=orphaned,
+            damaged=lambda records: write_atomically(folder / DAMAGED, str(records).encode()),
+        )
     except (AgentError, ContractError) as error:
         reply, update = failed(job.instruction, str(error)), b""
     if orphaned():

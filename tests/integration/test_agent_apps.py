@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from contract import messages
@@ -76,3 +78,42 @@ def test_apps_infer_across_rollouts_and_a_kill_and_every_inference_is_counted_on
     assert not socket.exists()
     agent.start()
     agent.wait(lambda: coordinator.samples() == before + 1)
+
+
+def test_samples_that_apps_hand_in_train_the_model_here_and_no_message_holds_a_byte_of_them(
+    coordinator: Coordinator, agent: AgentProcess
+) -> None:
+    sent: list[bytes] = []
+    listen = coordinator.client._client.on_message
+
+    def overhear(client: Any, data: Any, message: Any) -> None:
+        sent.append(message.payload)
+        listen(client, data, message)
+
+    coordinator.client._client.on_message = overhear
+    socket = agent.folder.root / "api.sock"
+    ref = coordinator.publish(agent_bundles.make())
+    coordinator.desire(agent.device, ref)
+    x, y = agent_models.samples(80, seed=5)
+    with Client(socket=socket) as client:
+        agent.wait(lambda: client.ready("thirds"))
+        for start in range(0, 80, 20):
+            assert client.add_samples("thirds", x[start : start + 20], y[start : start + 20]) == 20
+    assert coordinator.samples() == 0
+    agent.wait(lambda: coordinator.hellos[-1].samples == 80)
+    agent.kill()
+    agent.start()
+    agent.wait(lambda: coordinator.hellos[-1].samples == 80)
+    start = {name: np.zeros_like(array) for name, array in agent_models.weights().items()}
+    coordinator.instruct(agent.device, ref.sha256, start, epochs=5, learning_rate=0.5)
+    (reply,) = agent.wait(lambda: coordinator.bodies(messages.RoundReply))
+    assert (reply.error, reply.examples) == ("", 80)
+    assert reply.metrics["accuracy"] > 0.9
+    agent.wait(lambda: read(agent.folder.root).pending_reports == 0)
+    everything = b"".join(sent)
+    assert len(sent) > 5
+    for image in x:
+        for content in (image.tobytes(), (image / np.float32(16)).astype(np.float32).tobytes()):
+            assert content not in everything
+    state = b"".join(path.read_bytes() for path in agent.folder.root.rglob("*") if path.is_file())
+    assert not [image for image in x if image.tobytes() in state]

@@ -1,5 +1,6 @@
 """The local API over its real sockets: what apps get, and what they cannot do."""
 
+import errno
 import http.client
 import json
 import os
@@ -382,3 +383,46 @@ def test_what_is_pushed_is_queued_and_a_full_queue_says_so(tmp_path: Path, servi
         ]:
             assert client._once("POST", path, body, {})[0] == status
         assert waiting.get()[0].tolist() == [1, 2]
+
+
+def test_labelled_samples_are_checked_before_they_are_kept(tmp_path: Path, serving: Serving) -> None:
+    kept: list[tuple[str, np.ndarray, np.ndarray]] = []
+    x, y = agent_models.samples(6, seed=0)
+    with (
+        served(tmp_path, serving, add_samples=lambda *added: kept.append(added)),
+        Client(socket=tmp_path / "api.sock", retries=0) as client,
+    ):
+        assert client.add_samples("thirds", x, y.astype(np.uint8)) == 6
+        for bad_x, bad_y, says in [
+            (x[:, :2], y, "expected samples of shape"),
+            (np.full((2, 4, 4, 1), np.nan, np.float32), y[:2], "not finite"),
+            (x, y[:5], r"expected integers of shape \[6\]"),
+            (x, y.astype(np.float32), "expected integers"),
+            (x, y + 1, "a label is outside 0 to 2"),
+            (x, y - 1, "a label is outside 0 to 2"),
+        ]:
+            with pytest.raises(ClientError, match=says) as refused:
+                client.add_samples("thirds", bad_x, bad_y)
+            assert refused.value.status == 400
+        with pytest.raises(ClientError, match="no model 'other'"):
+            client.add_samples("other", x, y)
+    ((name, kept_x, kept_y),) = kept
+    assert (name, kept_x.dtype, kept_y.dtype) == ("thirds", x.dtype, np.int64)
+    np.testing.assert_array_equal(kept_x, x)
+    np.testing.assert_array_equal(kept_y, y)
+
+
+def test_a_device_that_keeps_no_samples_or_whose_disk_is_full_says_so(tmp_path: Path, serving: Serving) -> None:
+    x, y = agent_models.samples(1, seed=0)
+
+    def full(*_added: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with served(tmp_path, serving), Client(socket=tmp_path / "api.sock", retries=0) as client:
+        with pytest.raises(ClientError, match="this device keeps no samples") as refused:
+            client.add_samples("thirds", x, y)
+        assert refused.value.status == 501
+    with served(tmp_path, serving, add_samples=full), Client(socket=tmp_path / "api.sock", retries=0) as client:
+        with pytest.raises(ClientError, match="No space left on device") as refused:
+            client.add_samples("thirds", x, y)
+        assert refused.value.status == 507

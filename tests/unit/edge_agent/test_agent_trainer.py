@@ -16,6 +16,7 @@ from contract.messages import BlobRef, Instruction, RoundReply, UploadBlock
 from edge_agent.errors import AgentError, UnavailableError
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import RuntimeOptions
+from edge_agent.samplestore import SampleStore
 from edge_agent.trainer import Job, carry_out
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
@@ -112,6 +113,7 @@ class Bench:
         self.files[0].write_bytes(tensors.dump({"x": x, "y": y}))
         self.stopping = threading.Event()
         self.silent = False
+        self.store = SampleStore(root / "samples", quota_bytes=10**6, keep_s=1.0, clock=lambda: 0.0, event=print)
         self.rounds = Rounds(
             CONFIG,
             staging=parts.folder.staging,
@@ -122,6 +124,7 @@ class Bench:
             pull=self._pull,
             clock=lambda: parts.now,
             stopping=self.stopping,
+            store=self.store,
         )
 
     def _pull(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
@@ -193,3 +196,45 @@ def test_an_agent_that_ends_leaves_the_instruction_for_its_next_start(bench: Ben
     assert bench.bodies() == []
     assert bench.parts.state.next_instruction() is not None
     assert list(bench.parts.folder.staging.iterdir()) == []
+
+
+def test_training_uses_kept_samples_beside_files_and_says_which_are_damaged(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path / "samples", quota_bytes=10**6, keep_s=100.0, clock=lambda: 50.0, event=print)
+    for seed in range(3):
+        store.add("thirds", *agent_models.samples(10, seed=seed))
+    bundle = agent_bundles.make()
+    job = msgspec.structs.replace(_job(tmp_path, bundle), store=str(store.folder), store_not_before=store.not_before())
+    damaged: list[int] = []
+    assert carry_out(job, ZEROS, damaged=damaged.append)[0].examples == 90
+    alone = msgspec.structs.replace(job, files=[])
+    reply, _ = carry_out(msgspec.structs.replace(alone, instruction=_instruction(bundle, kind="evaluate")), WEIGHTS)
+    assert (reply.examples, reply.metrics["accuracy"]) == (30, 1.0)
+    (segment,) = store.folder.glob("*/*.seg")
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    assert carry_out(job, ZEROS, damaged=damaged.append)[0].examples == 80
+    assert damaged == [0, 1]
+    with pytest.raises(AgentError, match="no labelled samples"):
+        carry_out(msgspec.structs.replace(alone, store_not_before=51.0), ZEROS)
+
+
+def test_a_round_on_kept_samples_alone_notes_damage_as_an_event(bench: Bench) -> None:
+    bench.files = []
+    bench.begin()
+    bench.rounds.tick()
+    for seed in range(2):
+        bench.store.add("thirds", *agent_models.samples(10, seed=seed))
+    (segment,) = bench.store.folder.glob("*/*.seg")
+    content = bytearray(segment.read_bytes())
+    content[-1] ^= 1
+    segment.write_bytes(content)
+    bench.begin(id="i2")
+    bench.rounds.tick()
+    without, _, reply = bench.bodies()
+    assert without.error == "no labelled samples on this device"
+    assert (reply.error, reply.examples) == ("", 10)
+    event = bench.parts.state.last_event("samples")
+    assert event is not None
+    assert event.text.startswith("1 records of kept samples are damaged or were tampered with")
+    assert bench.parts.state.get("samples_damaged", int, 0) == 1
