@@ -64,7 +64,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
     """What a device says of itself when it connects, when that changes, and as a heartbeat.
 
     Attributes:
-        boot: random name of this start of the agent; Gone with the same name ends it.
+        outbox: name of the outbox, which lives as long as the agent's state folder.
+        starts: of the agent since that was made; with `seq` it tells a message that comes late from a new one.
+        boot: random name of this start of the agent.
+        connection: number of the connection in this start; Gone with the same name and number ends it.
+        seq: counts up by one with each Hello of this start.
         hardware_class: as configured on the device, for example `x86-64`.
         bundles: what serves, one bundle a model.
         samples: labelled samples that a round could train on.
@@ -73,7 +77,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
         sent_at: device clock, seconds since the epoch.
     """
 
+    outbox: str
+    starts: int
     boot: str
+    connection: int
+    seq: int
     agent_version: str
     runtime_version: str
     hardware_class: str
@@ -85,9 +93,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="gone"):
-    """The last will: the connection of `boot` ended without a word."""
+    """The last will: connection number `connection` of `boot` ended without a word, or with this one."""
 
     boot: str
+    connection: int
 
 
 class MetadataRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-request"):

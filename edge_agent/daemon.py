@@ -84,13 +84,19 @@ class Agent:
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._state = State(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
         self._state.put("connected", False)  # a killed agent could not say so
+        self._starts = self._state.get("starts", int, 0) + 1
+        self._state.put("starts", self._starts)
+        self._hellos = 0
+        self._identity.tls()  # an identity that cannot be used is said now, not with each connection
         self._serving = Serving()
         self._session = Session(
             self._config.device,
             host=self._config.broker_host,
             port=self._config.broker_port,
-            tls=self._identity.tls(),
+            tls=self._identity.tls,
             boot=self._boot,
+            protocol=self._config.mqtt,
+            keepalive_s=self._config.keepalive_s,
         )
         self._transfer = Transfer(
             self._session,
@@ -104,7 +110,7 @@ class Agent:
             folder.root,
             has_url=bool(self._config.url),
             send=self._session.send,
-            renewed=lambda: self._session.use_tls(self._identity.tls()),
+            renewed=self._session.hurry,
             stopping=self._stopping,
             retry_s=self._config.retry_s,
             tell=self._tell,
@@ -287,12 +293,12 @@ class Agent:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Connected():
-                _LOG.info("connected to %s:%d", self._config.broker_host, self._config.broker_port)
+            case Connected(mqtt):
+                _LOG.info("connected to %s:%d, MQTT %s", self._config.broker_host, self._config.broker_port, mqtt)
                 self._state.put("connected", True)
                 self._flow.reset()
                 self._hello_at = 0.0
-                self._tell("connected", broker=f"{self._config.broker_host}:{self._config.broker_port}")
+                self._tell("connected", broker=f"{self._config.broker_host}:{self._config.broker_port}", mqtt=mqtt)
             case Disconnected(reason):
                 _LOG.info("disconnected: %s", reason)
                 self._state.put("connected", False)
@@ -336,7 +342,8 @@ class Agent:
         now = time.monotonic()
         if now >= self._hello_at and self._session.send(self._hello()):
             self._hello_at = now + self._config.hello_s
-        for seq in self._flow.due(self._state.pending(Flow.LOOK_AHEAD), now):
+        on_the_way = self._session.unconfirmed()
+        for seq in self._flow.due(self._state.pending(Flow.LOOK_AHEAD), now, on_the_way=on_the_way):
             report = self._state.read_report(seq)
             if report is not None and self._session.send(report):
                 self._flow.sent(seq, now)
@@ -348,8 +355,13 @@ class Agent:
             self._tell("window", samples=report.body.counts.samples, bundle_sha256=report.body.bundle_sha256)
 
     def _hello(self) -> Hello:
+        self._hellos += 1
         return Hello(
+            outbox=self._state.outbox_id,
+            starts=self._starts,
             boot=self._boot,
+            connection=self._session.connections,
+            seq=self._hellos,
             agent_version=__version__,
             runtime_version=self._runtime_version,
             hardware_class=self._config.hardware_class,

@@ -151,13 +151,17 @@ class Flow:
         """The connection is new: nothing of what was sent may be relied on."""
         self._sent.clear()
 
-    def due(self, pending: Sequence[int], now: float) -> list[int]:
+    def due(self, pending: Sequence[int], now: float, *, on_the_way: Collection[int] = ()) -> list[int]:
         """What to send now.
 
         Args:
             pending: the first unconfirmed sequence numbers, `LOOK_AHEAD` of them, in the order of sending.
             now: monotonic seconds.
+            on_the_way: what the broker does not have yet, so that the coordinator cannot answer: on a slow link a
+                block takes longer than the patience with the coordinator.
         """
+        for seq in on_the_way:
+            self._sent[seq] = (now, self._sent.get(seq, (now, 1))[1])
         self._sent = {seq: sent for seq, sent in self._sent.items() if seq in pending}
         room = self.IN_FLIGHT - len(self._sent)
         due = []

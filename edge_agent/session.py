@@ -1,36 +1,39 @@
-"""The MQTT session: one persistent connection that comes back by itself, and says no word that it cannot keep.
+"""The MQTT session: connections that follow each other by themselves, and no word that it cannot keep.
 
-paho's network thread only moves messages into `inbox`; all work happens elsewhere, so that no exception of ours can
-end that thread, and a thread that ends all the same is started again (paho issues 894, 692).
+The network thread only moves messages into `inbox`; all work happens elsewhere. Whatever goes wrong in it is logged and
+answered with a new connection, after a pause that grows; should the thread end all the same, it is started again.
 """
 
 import logging
 import queue
-import socket
-import struct
+import random
+import ssl
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from ssl import SSLContext
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
-from contract import codec, limits, topics
-from contract.messages import UP, Gone, Up
+from contract import limits, topics
+from contract.messages import Hello, Up
+from edge_agent.connection import Connection, Endpoint
+from edge_agent.errors import AgentError
+from edge_agent.reconnect import Backoff, Protocols
 
 _LOG = logging.getLogger(__name__)
-_CHANNELS = {kind: channel for channel, kind in UP.items()}
 _INBOX = 64  # events; 64 blocks are 8 MiB
-_LAST_DATA_RECEIVED = 52  # where Linux's `struct tcp_info` has the milliseconds since the last data
-_OUTBOUND = 32  # messages that the broker has not confirmed; 32 blocks are 4 MiB
 _PAYLOAD_BYTES = limits.MESSAGE_BYTES  # the largest that anybody may send to a device
+_ANSWER_S = 20.0  # for TCP, for the TLS handshake and for CONNACK, each; a satellite needs a few
+_JOIN_S = 3.0  # a thread that waits for a dead broker then is left behind
 
 
 @dataclass(frozen=True)
 class Connected:
-    """The session is up, perhaps again."""
+    """The session is up, perhaps again; `mqtt` is the protocol version that was agreed on."""
+
+    mqtt: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,102 +80,173 @@ class Link(Protocol):
 
 
 class Session:
-    """A Link over paho, MQTT 3.1.1, QoS 1, with the last will `Gone`.
+    """A Link over MQTT 5 or 3.1.1, QoS 1, with the last will `Gone`.
 
     Attributes:
         inbox: events in order; while it is full, the network thread waits, and the broker keeps what is to come.
-        connected: as of now.
-        connections: so far.
     """
 
-    def __init__(self, device: str, *, host: str, port: int, tls: SSLContext, boot: str) -> None:
+    def __init__(
+        self,
+        device: str,
+        *,
+        host: str,
+        port: int,
+        tls: Callable[[], ssl.SSLContext],
+        boot: str,
+        protocol: Literal["auto", "3.1.1", "5"] = "auto",
+        keepalive_s: int = 30,
+        answer_s: float = _ANSWER_S,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """Prepare; nothing is opened.
+
+        Args:
+            device: name of the device.
+            host, port: of the broker.
+            tls: makes the TLS context of each connection, so that a renewed certificate is used.
+            boot: name of this start of the agent.
+            protocol: of `agent.toml`.
+            keepalive_s: of the MQTT connection.
+            answer_s: how long the broker may take to answer.
+            backoff: pauses between connections.
+        """
         self.inbox: queue.Queue[Event] = queue.Queue(_INBOX)
-        self.connected = False
-        self.connections = 0
-        self._device = device
-        self._boot = boot
-        self._closing = threading.Event()
-        self._patterns = {topics.all_down(device): 1}
-        self._client = client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=device, clean_session=False, protocol=mqtt.MQTTv311
+        self._endpoint = Endpoint(
+            device=device, host=host, port=port, tls=tls, boot=boot, keepalive_s=keepalive_s, answer_s=answer_s
         )
-        client.tls_set_context(tls)
-        client.will_set(topics.up(device, "gone"), codec.encode(Gone(boot=boot)), qos=1)
-        client.reconnect_delay_set(1, 16)
-        client.max_queued_messages_set(_OUTBOUND)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.connect_async(host, port, keepalive=30)
+        self._protocols, self._backoff = Protocols(protocol), backoff or Backoff()
+        self._patterns = {topics.all_down(device): 1}
+        self._closing, self._hurry = threading.Event(), threading.Event()
+        self._connection: Connection | None = None  # that the broker accepted
+        self._attempts, self._failures = 0, 0
+        self._said = ""  # why there is no connection, as it was told last
+        self._thread: threading.Thread | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._connection is not None
+
+    @property
+    def connections(self) -> int:
+        """Number of the newest connection in this start of the agent, 0 before the first."""
+        connection = self._connection
+        return self._attempts if connection is None else connection.number
 
     def start(self) -> None:
-        """Connect, and stay connected, in paho's thread (the only one that may touch the socket)."""
-        self._client.loop_start()
+        """Connect, and stay connected, in a thread of its own (the only one that may touch the socket)."""
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread.start()
 
     def revive(self) -> None:
         """Start the network thread again if something ended it; call this now and then."""
-        if self._client.loop_start() == mqtt.MQTT_ERR_SUCCESS:  # it refuses while its thread lives
+        if self._thread is not None and not self._thread.is_alive() and not self._closing.is_set():
             _LOG.error("the MQTT thread had died and is started again")
+            self._connection = None
+            self.start()
+
+    def hurry(self) -> None:
+        """Try again now: what kept the broker from accepting us, such as an old certificate, may be gone."""
+        self._failures = 0
+        self._hurry.set()
 
     def close(self) -> None:
         """Say goodbye, disconnect and end the thread."""
-        if self.connected:
-            topic, payload = topics.up(self._device, "gone"), codec.encode(Gone(boot=self._boot))
-            with suppress(RuntimeError, ValueError):  # the connection went away in this very moment
-                self._client.publish(topic, payload, qos=1).wait_for_publish(1.0)
+        connection = self._connection
+        if connection is not None:
+            connection.say_gone()
         self._closing.set()
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._hurry.set()
+        if connection is not None:
+            connection.disconnect()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
 
     def send(self, message: Up) -> bool:
         """Hand a message to the connection; False where there is none, or too much waits for it already."""
-        if not self.connected:
+        connection = self._connection
+        if connection is None or (isinstance(message, Hello) and message.connection != connection.number):
             return False
-        topic = topics.up(self._device, _CHANNELS[type(message)])
-        return self._client.publish(topic, codec.encode(message), qos=1).rc == mqtt.MQTT_ERR_SUCCESS
+        return connection.send(message)
+
+    def unconfirmed(self) -> list[int]:
+        """Sequence numbers of reports that are on their way to the broker: to send them again now would be waste."""
+        connection = self._connection
+        return [] if connection is None else connection.unconfirmed()
 
     def quiet_s(self) -> float | None:
         """Seconds since the last byte came, also within a message; None where that cannot be told."""
-        connection = self._client.socket()
-        if not isinstance(connection, socket.socket):
-            return None
-        try:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
-            (milliseconds,) = struct.unpack_from("I", info, _LAST_DATA_RECEIVED)
-        except (OSError, struct.error):  # it was closed, or this is no Linux
-            return None
-        return float(milliseconds) / 1000
-
-    def use_tls(self, tls: SSLContext) -> None:
-        """Show another certificate from the next connection on."""
-        self._client._ssl_context = tls  # noqa: SLF001 - tls_set_context takes one once only
+        connection = self._connection
+        return None if connection is None else connection.quiet_s()
 
     def subscribe(self, pattern: str, *, qos: int = 1) -> None:
         """Receive what is published on `pattern`, now and after every reconnection."""
         self._patterns[pattern] = qos
-        if self.connected:
-            self._client.subscribe(pattern, qos=qos)
+        if (connection := self._connection) is not None:
+            connection.subscribe({pattern: qos})
 
     def unsubscribe(self, pattern: str) -> None:
         """Stop that."""
         self._patterns.pop(pattern, None)
-        if self.connected:
-            self._client.unsubscribe(pattern)
+        if (connection := self._connection) is not None:
+            connection.unsubscribe(pattern)
 
-    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            _LOG.warning("the broker refused the connection: %s", reason)
-            return
-        self.connections += 1
-        self.connected = True  # first: a pattern that comes now is then subscribed to by its own thread
-        client.subscribe(sorted(self._patterns.copy().items()))
-        self._put(Connected())
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                pause = self._connect_once()
+            except AgentError as error:  # no readable certificate
+                pause = self._failed(str(error))
+            except Exception:  # noqa: BLE001  # whatever it is, the agent must come back
+                _LOG.exception("the connection failed unexpectedly")
+                pause = self._failed("failed unexpectedly")
+            self._hurry.wait(pause)
+            self._hurry.clear()
 
-    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self.connected = False
-        self._put(Disconnected(str(reason)))
+    def _connect_once(self) -> float:
+        """One connection from beginning to end; seconds to wait before the next."""
+        self._attempts += 1
+        connection = Connection(
+            self._endpoint,
+            self._protocols.current,
+            self._attempts,
+            on_accepted=self._on_accepted,
+            on_message=self._on_message,
+        )
+        try:
+            connection.run(self._closing)
+        finally:
+            self._connection = None
+        if self._closing.is_set():
+            return 0.0
+        if connection.refused_protocol and self._protocols.refused():
+            _LOG.info("the broker does not speak MQTT %s; trying %s", connection.protocol, self._protocols.current)
+            return 0.0
+        if not connection.accepted:
+            self._protocols.unanswered()
+        return self._failed(connection.reason)
 
-    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+    def _failed(self, reason: str) -> float:
+        self._connection = None
+        self._failures += 1
+        pause = self._backoff.pause(self._failures, random.random)
+        if reason == self._said:
+            _LOG.info("%s; again in %.1f s", reason, pause)
+        else:
+            _LOG.warning("%s; again in %.1f s", reason, pause)
+            self._put(Disconnected(reason))
+        self._said = reason
+        return pause
+
+    def _on_accepted(self, connection: Connection) -> None:
+        self._failures, self._said = 0, ""
+        self._protocols.worked()
+        self._connection = connection  # first: a pattern that comes now is then subscribed to by its own thread
+        connection.subscribe(dict(self._patterns))
+        self._put(Connected(connection.protocol))
+
+    def _on_message(self, message: mqtt.MQTTMessage) -> None:
         try:
             topic = message.topic
         except UnicodeDecodeError:

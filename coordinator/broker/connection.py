@@ -28,7 +28,6 @@ from coordinator.broker.session import ClientSession, Message
 
 logger = logging.getLogger(__name__)
 
-MQTT_3_1_1 = 4
 CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 REFUSED = 0x80
@@ -103,12 +102,13 @@ class Connection:
             await self._close()
 
     async def _open(self) -> bool:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            connect = await packets.read(self._reader)
-        if not isinstance(connect, ConnectPacket) or connect.proto_name != "MQTT" or connect.variable_header is None:
-            return False
-        if connect.proto_level != MQTT_3_1_1:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connect = await packets.read(self._reader)
+        except packets.VersionError:
             await self._write(ConnackPacket.build(0, UNACCEPTABLE_PROTOCOL_VERSION).to_bytes())
+            return False
+        if not isinstance(connect, ConnectPacket) or connect.proto_name != "MQTT" or connect.variable_header is None:
             return False
         if not await self._hub.admit(connect, self.tls):
             await self._write(ConnackPacket.build(0, NOT_AUTHORIZED).to_bytes())

@@ -16,11 +16,17 @@ from amqtt.mqtt.packet import MQTTFixedHeader
 from contract import limits
 
 PACKET_BYTES = limits.MESSAGE_BYTES + 1024  # a payload, its topic and headers
+MQTT_3_1_1 = 4
+_CONNECT, _MQTT = 1, b"\x00\x04MQTT"
 Packet = Any  # amqtt carries no types that a checker could use
 
 
 class PacketError(Exception):
     """The client broke the protocol: the connection must be closed."""
+
+
+class VersionError(PacketError):
+    """A CONNECT of another version than MQTT 3.1.1, whose fields only that version's reader knows."""
 
 
 class _Body(ReaderAdapter):
@@ -45,6 +51,7 @@ async def read(reader: asyncio.StreamReader) -> Packet | None:
 
     Raises:
         PacketError: too large, or it cannot be decoded.
+        VersionError: a CONNECT of another version.
         asyncio.IncompleteReadError: the stream ended inside a packet.
     """
     first = await reader.read(1)
@@ -55,6 +62,8 @@ async def read(reader: asyncio.StreamReader) -> Packet | None:
         raise PacketError(f"a packet of {length} bytes; at most {PACKET_BYTES}")
     header = MQTTFixedHeader(first[0] >> 4, first[0] & 0x0F, length)
     body = await reader.readexactly(length)
+    if header.packet_type == _CONNECT and body.startswith(_MQTT) and body[len(_MQTT) :][:1] != bytes([MQTT_3_1_1]):
+        raise VersionError("a protocol version other than MQTT 3.1.1")
     try:
         return await packet_class(header).from_stream(_Body(body), fixed_header=header)
     except (AMQTTError, MQTTError, CodecError, NoDataError, StructError, ValueError, TypeError) as error:

@@ -18,7 +18,7 @@ from contract.messages import Alert, BundleRef, Desired, Gone, Hello, Wanted
 from coordinator import pki
 from coordinator.config import Config
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
-from coordinator.fleet import certificates
+from coordinator.fleet import certificates, presence
 from coordinator.fleet import cohort as cohorts
 from coordinator.fleet.tables import device_alerts, devices, received
 from coordinator.pki import Authority
@@ -259,18 +259,25 @@ class Fleet:
 
     # what devices say of themselves
 
-    def on_hello(self, connection: Connection, device: str, hello: Hello, now: float) -> None:
-        """The device is there."""
+    def on_hello(self, connection: Connection, device: str, hello: Hello, now: float) -> bool:
+        """The device is there; False where this hello is not newer than the last one, so that it says nothing."""
+        if not presence.is_newer(self._hello(connection, device), hello):
+            return False
         values: dict[str, Any] = {"connected": True, "boot": hello.boot, "last_seen": now}
         values["hello"] = msgspec.to_builtins(hello)
         if hello.hardware_class and len(hello.hardware_class) <= _CLASS_LENGTH:
             values["hardware_class"] = hello.hardware_class
         connection.execute(update(devices).where(devices.c.name == device).values(**values))
+        return True
 
     def on_gone(self, connection: Connection, device: str, gone: Gone, now: float) -> None:
-        """The connection of that boot ended; a device that has started again since is there."""
-        mine = (devices.c.name == device) & (devices.c.boot == gone.boot)
-        connection.execute(update(devices).where(mine).values(connected=False, last_seen=now))
+        """That connection ended; a device that has connected again since is there."""
+        if presence.ends(self._hello(connection, device), gone):
+            mine = devices.c.name == device
+            connection.execute(update(devices).where(mine).values(connected=False, last_seen=now))
+
+    def _hello(self, connection: Connection, device: str) -> dict[str, Any]:
+        return connection.execute(select(devices.c.hello).where(devices.c.name == device)).scalar() or {}
 
     def on_alert(self, connection: Connection, device: str, alert: Alert, now: float) -> None:
         """Keep what a device's owner should know; the newest 100 of each device.

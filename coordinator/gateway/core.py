@@ -117,7 +117,8 @@ class Core:
                 raise _Dropped("not enrolled", device)
             match message:
                 case Hello():
-                    self._fleet.on_hello(connection, device, message, now)
+                    if not self._fleet.on_hello(connection, device, message, now):
+                        raise _Dropped("replayed", f"hello {message.seq} of boot {message.boot}")
                     waiting = self._instructions.unanswered(connection, device, now)
                     return [_instruction(device, instruction) for instruction in waiting]
                 case Gone():

@@ -124,6 +124,7 @@ class Site:
         self.signer = Signer(state / "signer")
         self.local = LocalCoordinator(self.signing)
         self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self.hellos = 0
 
     def clock(self) -> float:
         return self.now
@@ -136,9 +137,14 @@ class Site:
         self.keys[name], csr = device_key_and_csr(name)
         self.fleet.enrol(token, csr, hardware_class)
 
-    def hello(self, name: str, boot: str = "b1") -> Hello:
+    def hello(self, name: str, boot: str = "b1", connection: int = 1) -> Hello:
+        self.hellos += 1
         return Hello(
+            outbox="o1",
+            starts=1,
             boot=boot,
+            connection=connection,
+            seq=self.hellos,
             agent_version="0.1.0",
             runtime_version="litert",
             hardware_class="x86-64",

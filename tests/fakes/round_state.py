@@ -65,7 +65,11 @@ def add_devices(storage: Storage, bundle_sha256: str, *names: str, version: int 
     hello = msgspec.convert(
         {
             "type": "hello",
+            "outbox": "o",
+            "starts": 1,
             "boot": "b",
+            "connection": 1,
+            "seq": 1,
             "agent_version": "0.1.0",
             "runtime_version": "2",
             "hardware_class": "x",

@@ -39,10 +39,11 @@ BODIES: dict[str, messages.Body] = {
 }
 MESSAGES: dict[str, msgspec.Struct] = {
     "hello": messages.Hello(
-        boot="b-1", agent_version="0.1.0", runtime_version="2.3.0", hardware_class="x86-64", bundles=[REF],
+        outbox="o-1", starts=2, boot="b-1", connection=3, seq=4,
+        agent_version="0.1.0", runtime_version="2.3.0", hardware_class="x86-64", bundles=[REF],
         samples=7, inferences=9, sent_at=1.25,
     ),
-    "gone": messages.Gone(boot="b-1"),
+    "gone": messages.Gone(boot="b-1", connection=3),
     "metadata-request": messages.MetadataRequest(name="2.root.json", offset=131_072),
     "metadata-reply": messages.MetadataReply(name="2.root.json", content=b"{}", offset=131_072, size=131_074),
     "block-request": messages.BlockRequest(sha256=SHA, blocks=[0, 1, 5]),
@@ -136,8 +137,8 @@ def test_a_message_over_the_limit_is_not_even_decoded() -> None:
 
 
 def test_a_new_field_from_a_newer_sender_is_ignored() -> None:
-    wire = msgspec.msgpack.encode({"type": "gone", "boot": "b-1", "mood": "fine"})
-    assert codec.decode(wire, messages.Gone) == messages.Gone(boot="b-1")
+    wire = msgspec.msgpack.encode({"type": "gone", "boot": "b-1", "connection": 3, "mood": "fine"})
+    assert codec.decode(wire, messages.Gone) == messages.Gone(boot="b-1", connection=3)
 
 
 def test_an_unknown_type_is_refused() -> None:

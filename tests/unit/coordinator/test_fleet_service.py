@@ -123,13 +123,13 @@ def test_presence_follows_the_boot_that_spoke_last(site: Site) -> None:
     with site.engine.begin() as connection:
         site.fleet.on_hello(connection, "meter-1", site.hello("meter-1", "b1"), 1.0)
         site.fleet.on_hello(connection, "meter-1", site.hello("meter-1", "b2"), 2.0)
-        site.fleet.on_gone(connection, "meter-1", Gone(boot="b1"), 3.0)
+        site.fleet.on_gone(connection, "meter-1", Gone(boot="b1", connection=1), 3.0)
     device = site.fleet.get("meter-1")
     assert (device.connected, device.last_seen) == (True, 2.0)
     assert device.hello is not None
     assert device.hello["inferences"] == 7
     with site.engine.begin() as connection:
-        site.fleet.on_gone(connection, "meter-1", Gone(boot="b2"), 4.0)
+        site.fleet.on_gone(connection, "meter-1", Gone(boot="b2", connection=1), 4.0)
     assert not site.fleet.get("meter-1").connected
 
 

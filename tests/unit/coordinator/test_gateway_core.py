@@ -18,6 +18,7 @@ from contract.messages import (
     BlockRequest,
     Desired,
     Gone,
+    Hello,
     Instruction,
     MetadataReply,
     MetadataRequest,
@@ -53,13 +54,16 @@ class Stage(Site):
         self.enrol("meter-2")
 
     def handle(self, connection: Connection, device: str, body: Any, now: float) -> None:
-        self.fleet.on_gone(connection, device, Gone(boot="b1"), now)  # an effect that can be seen
+        self.fleet.on_gone(connection, device, Gone(boot="b1", connection=1), now)  # an effect that can be seen
         if self.failure is not None:
             raise self.failure
         self.seen.append((device, body))
 
     def send(self, channel: str, message: object, device: str = "meter-1") -> list[Outgoing]:
         return self.core.receive(topics.up(device, channel), codec.encode(message), NOW)
+
+    def site_hellos(self, count: int) -> list[Hello]:
+        return [self.hello("meter-1") for _ in range(count)]
 
     def reply(self, seq: int, outbox: str = "o1") -> list[Outgoing]:
         body = RoundReply(instruction=str(seq), error="", examples=1, metrics={}, weights=None, counts=None)
@@ -139,7 +143,7 @@ def test_what_is_malformed_too_large_or_from_nobody_is_dropped_and_counted(stage
         (topics.up("meter-1", "nonsense"), b"", "topic"),
         (topics.down("meter-1", "ack"), b"", "topic"),
         ("fleet/v1/dev/../up/hello", b"", "topic"),
-        (topics.up("stranger", "gone"), codec.encode(Gone(boot="b")), "not enrolled"),
+        (topics.up("stranger", "gone"), codec.encode(Gone(boot="b", connection=1)), "not enrolled"),
     ]
     for index, (topic, payload, reason) in enumerate(cases, 1):
         assert stage.core.receive(topic, payload, NOW) == []
@@ -195,8 +199,21 @@ def test_a_hello_marks_the_device_present_and_brings_what_it_has_not_answered(st
     assert answer.topic == topics.down("meter-1", "round")
     assert codec.decode(answer.payload, Instruction) == instruction()
     assert stage.fleet.get("meter-1").connected
-    stage.send("gone", Gone(boot="b1"))
+    stage.send("gone", Gone(boot="b1", connection=1))
     assert not stage.fleet.get("meter-1").connected
+
+
+def test_a_hello_that_comes_again_or_late_says_nothing_and_an_old_will_ends_nothing(stage: Stage) -> None:
+    first, second = stage.site_hellos(2)
+    stage.send("hello", second)
+    stage.send("hello", first)
+    stage.send("hello", second)
+    assert stage.core.counters.dropped() == {"replayed": 2}
+    hello = stage.fleet.get("meter-1").hello
+    assert hello is not None
+    assert hello["seq"] == second.seq
+    stage.send("gone", Gone(boot="b1", connection=0))
+    assert stage.fleet.get("meter-1").connected
 
 
 def test_metadata_is_answered_file_by_file(stage: Stage) -> None:
