@@ -1,11 +1,11 @@
-# make demo | test | check | bench | services; each sets up what it needs. PYTHON may name another interpreter.
+# make demo | test | check | bench | deb | services; each sets up what it needs. PYTHON may name another interpreter.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test check bench services lock clean help
+.PHONY: demo test check bench deb services lock clean help
 
 help:
 	@sed -n 's/^# //p;s/^\([a-z]*\):.*## /  make \1: /p' Makefile
@@ -30,6 +30,9 @@ check: $(READY) ## ruff, mypy, import-linter
 
 bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
 	@status=0; for name in agent_memory demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
+
+deb: $(READY) ## build the agent's Debian package into dist/
+	$(BIN)/python packaging/build_deb.py
 
 services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, SoftHSM, and for the agent's packaging systemd-analyze, shellcheck, faketime
 	apt-get update

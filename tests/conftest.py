@@ -20,6 +20,7 @@ PROGRAMS = {
     "redis": ("redis-server", "/usr/bin/redis-server"),
     "chromium": ("chromium", "/usr/bin/chromium"),
     "softhsm": ("softhsm2-util", "/usr/bin/softhsm2-util"),
+    "shellcheck": ("shellcheck", "/usr/bin/shellcheck"),
     "systemd": ("systemd-analyze", "/usr/bin/systemd-analyze"),
 }
 

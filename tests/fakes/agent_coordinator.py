@@ -147,7 +147,12 @@ class Coordinator:
 
 
 class AgentProcess:
-    """A real `edge-agent run` on its own folder, enrolled by hand."""
+    """A real `edge-agent run` on its own folder, enrolled by hand.
+
+    Attributes:
+        python: the interpreter that runs it.
+        options: of its process, as Popen takes them.
+    """
 
     def __init__(self, coordinator: Coordinator, folder: Path, device: str, **settings: Any) -> None:
         self.device = device
@@ -172,11 +177,13 @@ class AgentProcess:
         self.source = self.folder.source(config)
         self.log, self.told = folder / "log", folder / "events"
         self.process: subprocess.Popen[bytes] | None = None
+        self.python: list[str] = [sys.executable]
+        self.options: dict[str, Any] = {}
 
     def start(self) -> None:
         with self.log.open("ab") as log, self.told.open("ab") as told:
-            command = [sys.executable, "-m", "edge_agent", "run", "--state", str(self.folder.root), "--verbose"]
-            self.process = subprocess.Popen([*command, "--json"], stdout=told, stderr=log)
+            command = [*self.python, "-m", "edge_agent", "run", "--state", str(self.folder.root), "--verbose"]
+            self.process = subprocess.Popen([*command, "--json"], stdout=told, stderr=log, **self.options)
 
     def events(self) -> list[dict[str, Any]]:
         """What it told a script."""

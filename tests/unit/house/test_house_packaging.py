@@ -70,3 +70,48 @@ def test_the_agent_needs_no_memory_that_is_both_written_and_run() -> None:
     if done.returncode == 77:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+INSTALL = ROOT / "packaging" / "install.sh"
+SCRIPTS = [INSTALL, *(ROOT / "packaging" / "debian" / name for name in ("postinst", "prerm", "postrm"))]
+
+
+@pytest.mark.shellcheck
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing_in_the_scripts(script: Path) -> None:
+    done = subprocess.run(["shellcheck", "--shell=sh", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_dry_run_says_every_step_and_does_none(tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("prefix", "state", "programs")}
+    options = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    command = ["sh", INSTALL, "--dry-run", "--units", tmp_path, "--user", "fieldfare-test", *options]
+    command += ["--python", sys.executable, "--package", "x.whl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for step in ("useradd", "-m venv", "-m pip install", "install -d -m 0700", "would write: ", "enrol this device"):
+        assert step in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--wat"], "no option --wat"),
+        (["--prefix"], "--prefix needs a value"),
+        (["--dry-run", "--python", "no-such-python"], "no-such-python is not installed"),
+        (["--dry-run", "--python", "false"], "Fieldfare needs Python 3.11 to 3.13"),
+    ],
+)
+def test_what_the_install_script_cannot_do_is_a_sentence(options: list[str], said: str) -> None:
+    done = subprocess.run(["sh", INSTALL, *options], capture_output=True, text=True, check=False)
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+
+
+def test_the_table_of_wheels_is_about_the_locked_versions() -> None:
+    page = (ROOT / "docs" / "devices.md").read_text()
+    named = dict(re.findall(r"^\| ([a-z0-9-]+) (\d[\w.]*) \| (?:any|none|manylinux)", page, re.MULTILINE))
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert len(named) == 17
+    assert named == {name: locked[name] for name in named}, "run packaging/wheels.py again"
