@@ -42,7 +42,8 @@ user {topics.COORDINATOR}
 topic readwrite {topics.PREFIX}/#
 topic write {revoked.CONTROL}
 
-# A device: below its own name, and the blocks of artifacts, which are signed and no secret.
+# A device: below its own name, and the blocks of artifacts, which are signed and no secret. Mosquitto warns that the
+# last line names nobody; that is meant.
 pattern write {topics.PREFIX}/dev/%u/up/#
 pattern read {topics.PREFIX}/dev/%u/down/#
 pattern read {topics.PREFIX}/blob/#

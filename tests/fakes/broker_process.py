@@ -161,3 +161,15 @@ class Client:
         self._client.disconnect()
         self._client.loop_stop()
         self._client._sock_close()
+
+
+def is_refused(broker: Any, name: str, **options: Any) -> bool:
+    """Whether a new client gets nowhere, be it at the handshake or at the CONNECT."""
+    try:
+        client = Client(broker, name, **options)
+    except OSError:
+        return True
+    try:
+        return bool(eventually(client.closed.is_set)) and not client.connected.is_set()
+    finally:
+        client.stop()
