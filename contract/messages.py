@@ -223,12 +223,15 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="receipt"):
-    """A device's word on a bundle: activated, or refused and why. Signed (`contract.signatures`) before it is sent."""
+    """A device's word on a bundle: activated, then healthy or rolled back; or refused and why.
+
+    Signed (`contract.signatures`) before it is sent.
+    """
 
     device: str
     rollout: str | None
     bundle: BundleRef
-    outcome: Literal["activated", "refused", "rolled-back"]
+    outcome: Literal["activated", "refused", "rolled-back", "healthy"]
     reason: str
     sent_at: float
 

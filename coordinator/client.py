@@ -334,6 +334,7 @@ class Client(Transport):
         waves: Sequence[float] | None = None,
         max_failures: int = 0,
         device_timeout_s: float = 300.0,
+        health_timeout_s: float = 0.0,
     ) -> Rollout:
         """Start a rollout of a bundle; it waits until the bundle is signed.
 
@@ -343,6 +344,7 @@ class Client(Transport):
             waves: sizes (1, 5) or fractions (0.1); None is one canary, then the rest.
             max_failures: refusals and timeouts that are borne before it fails.
             device_timeout_s: how long a device may take.
+            health_timeout_s: how long its probation may take before the next wave; 0 does not wait for it.
         """
         body = {
             "bundle_sha256": bundle_sha256,
@@ -350,6 +352,7 @@ class Client(Transport):
             "waves": waves,
             "max_failures": max_failures,
             "device_timeout_s": device_timeout_s,
+            "health_timeout_s": health_timeout_s,
         }
         return self.post("/v1/rollouts", Rollout, body)
 

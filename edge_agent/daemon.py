@@ -1,14 +1,12 @@
-"""The agent as a process: its parts put together, three workers and one loop that listens and speaks.
+"""The agent as a process: its parts put together, its workers and one loop that listens and speaks.
 
 The loop reads the session's inbox, sends what is due from the outbox and the heartbeat; it never waits for the
-network or for a model. Updating, inferring and training wait, each in a thread of its own.
+network or for a model. Updating, probation, inferring and training wait, each in a thread of its own.
 """
 
-import fcntl
 import logging
 import os
 import queue
-import shutil
 import signal
 import sqlite3
 import threading
@@ -17,7 +15,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from contract import codec, limits, topics
 from contract.errors import MalformedError, TopicError, WireError
@@ -33,17 +30,20 @@ from contract.messages import (
     Wanted,
     check_desired,
 )
-from edge_agent import __version__, config, metadata, signing, trust
+from edge_agent import __version__, config, metadata, selftest, signing, trust
 from edge_agent.api import Api
 from edge_agent.api_server import ApiServer
 from edge_agent.artifacts import Artifacts
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
+from edge_agent.folder import locked, read_root, sweep
 from edge_agent.identity import Identity
 from edge_agent.liveness import Stopping, Vitals
 from edge_agent.monitor import Monitor
 from edge_agent.notify import Notifier
 from edge_agent.outbox import Flow
+from edge_agent.probation import Probations
+from edge_agent.recovery import open_state
 from edge_agent.renewal import Renewal
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import runtime_version
@@ -53,13 +53,15 @@ from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
 from edge_agent.sources.push import Pushes
 from edge_agent.sources.worker import SourceWorker
-from edge_agent.state import State
+from edge_agent.state import is_corruption
+from edge_agent.switch import Switch
 from edge_agent.transfer import Transfer
 from edge_agent.updater import Updater
 
 _LOG = logging.getLogger(__name__)
 _BACKOFF_S = (0.5, 10.0)
 _STALE_S = 7 * 86400.0
+_PROBATION_S = 1.0
 _EXPIRE_S = 600.0
 
 
@@ -82,7 +84,8 @@ class Agent:
         self._vitals = Vitals(self._stopping, notifier or Notifier())
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
-        self._state = State(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
+        self._damage: sqlite3.Error | None = None
+        self._state = open_state(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
         self._state.put("connected", False)  # a killed agent could not say so
         self._starts = self._state.get("starts", int, 0) + 1
         self._state.put("starts", self._starts)
@@ -117,7 +120,7 @@ class Agent:
         )
         self._flow = Flow(retry_s=self._config.retry_s)
         self._compose(folder)
-        self._updater.restore()
+        self._switch.restore()
         self._hello_at = self._expire_at = 0.0
 
     def _compose(self, folder: config.Folder) -> None:
@@ -125,18 +128,28 @@ class Agent:
         fetch: trust.Fetch = self._metadata.fetch
         if self._config.updates.transport == "https":
             fetch = metadata.over_https(self._config.url, folder.ca, lambda: signing.token(folder, "metadata"))
-        self._updater = Updater(
+        self._switch = Switch(
             self._config,
             state=self._state,
             slots=slots,
             serving=self._serving,
             identity=self._identity,
-            trusted=lambda target: trust.lookup(_read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
-            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
-            wanted=self._wanted,
             clock=time.time,
-            runtime_version=self._runtime_version,
             tell=self._tell,
+        )
+        self._probations = Probations(
+            self._config, state=self._state, serving=self._serving, switch=self._switch, monotonic=time.monotonic
+        )
+        self._updater = Updater(
+            self._config,
+            state=self._state,
+            serving=self._serving,
+            switch=self._switch,
+            trusted=lambda target: trust.lookup(read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
+            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
+            self_test=lambda path, ref: selftest.run(path, ref, self._config, self._stopping),
+            wanted=self._wanted,
+            runtime_version=self._runtime_version,
         )
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
@@ -194,11 +207,16 @@ class Agent:
         self._api.stop()
 
     def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`.
+
+        Raises:
+            ConfigError: the disk damaged the agent's memory; the next start puts it aside.
+        """
         workers = [
             threading.Thread(target=self._work, args=work, name=name)
             for name, *work in (
                 ("update", self._update, self._wake_updater),
+                ("probation", self._watch, threading.Event()),
                 ("infer", self._infer, threading.Event()),
                 ("train", self._train, self._wake_rounds),
                 ("api", self._serve_apps, threading.Event()),
@@ -224,11 +242,14 @@ class Agent:
             self._session.close()
             try:
                 self._monitor.flush()
+                self._probations.close()
                 self._state.put("connected", False)
             except sqlite3.Error:  # a full disk
                 _LOG.exception("what was last counted is lost")
             self._state.close()
             self._tell("stopped")
+        if self._damage is not None:
+            raise ConfigError(f"the agent's memory was damaged while it ran: {self._damage}; start it again")
 
     def _status_line(self) -> str:
         serves = ", ".join(f"{ref.model}:{ref.version} {ref.variant}" for ref in self._serving.bundles())
@@ -239,7 +260,8 @@ class Agent:
             with suppress(queue.Empty):
                 self._on_event(self._session.inbox.get(timeout=0.1))
             self._speak()
-        except Exception:  # noqa: BLE001  # a full disk now must not end the service for ever
+        except Exception as error:  # noqa: BLE001  # a full disk now must not end the service for ever
+            self._note_damage(error)
             _LOG.exception("failed unexpectedly and goes on")
             self._stopping.wait(_BACKOFF_S[0])
 
@@ -254,10 +276,17 @@ class Agent:
                     continue
                 except UnavailableError as error:
                     _LOG.info("%s; again in %.0f s", error, delay)
-                except Exception:  # noqa: BLE001  # one failing part must not silence the others
+                except Exception as error:  # noqa: BLE001  # one failing part must not silence the others
+                    self._note_damage(error)
                     _LOG.exception("failed unexpectedly; again in %.0f s", delay)
                 self._stopping.wait(delay)
                 delay = min(2 * delay, _BACKOFF_S[1])
+
+    def _note_damage(self, error: Exception) -> None:
+        """A file that the disk changed is mended by the next start only."""
+        if isinstance(error, sqlite3.Error) and is_corruption(error):
+            self._damage = error
+            self.stop()
 
     def _serve_apps(self, _wake: threading.Event) -> None:
         with self._stopping.resting():
@@ -279,6 +308,11 @@ class Agent:
             wake.set()  # again after the pause
             raise
         self._hello_at = 0.0
+
+    def _watch(self, _wake: threading.Event) -> None:
+        if self._probations.tick():
+            self._hello_at = 0.0
+        self._stopping.wait(_PROBATION_S)
 
     def _wanted(self, model: str) -> Wanted | None:
         return self._desired.models.get(model) if self._desired is not None else None
@@ -385,9 +419,9 @@ def run(root: Path, *, tell: Tell = silent) -> None:
         _LOG.warning("runs as root, which it never needs: start it as a user of its own (docs/devices.md)")
     os.umask(0o077)
     with folder.lock.open("w") as lock:
-        if not _locked(lock):
+        if not locked(lock):
             raise ConfigError(f"{root}: another agent runs in this folder; stop it first")
-        _sweep(folder, older_than=time.time() - _STALE_S)
+        sweep(folder.staging, older_than=time.time() - _STALE_S)
         agent = Agent(folder, tell=tell, notifier=Notifier.from_environment())
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
@@ -397,31 +431,3 @@ def run(root: Path, *, tell: Tell = silent) -> None:
 def _check_integers(numbers: Iterable[int]) -> None:
     if not all(0 <= number < 2**63 for number in numbers):
         raise MalformedError("a number is negative or larger than the agent's memory holds")
-
-
-def _locked(lock: IO[str]) -> bool:
-    """Take the lock; `edge-agent status` holds it for a moment when it looks."""
-    for _ in range(10):
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _sweep(folder: config.Folder, *, older_than: float) -> None:
-    """Remove what a kill left behind: half-written slots, unfinished jobs, and pulls that nobody resumed for long."""
-    for path in folder.slots.glob("*/*/.*"):
-        path.unlink()
-    for path in folder.staging.glob("*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.stat().st_mtime < older_than:
-            path.unlink()
-
-
-def _read_root(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: no root of trust; enrol this device again") from error

@@ -2,11 +2,13 @@
 
 AgentError
 ├── ConfigError              the agent's folder or agent.toml; the owner of the device can mend it
+│   └── CorruptStateError    ... because the disk changed the agent's memory; the next start begins a new one
 ├── EnrolmentError           the coordinator did not enrol this device, or could not be asked
 ├── RefusedError             a bundle that must not serve here; the message becomes the receipt's reason
 │   └── TrustError           ... because its TUF metadata does not vouch for it
 ├── UnavailableError         nobody answered in time; worth trying again
 ├── RuntimeModelError        a .tflite that this runtime cannot run
+│   └── NotFiniteError       ... because its output is not finite
 ├── ApiError                 an app's request that cannot be answered; it has an HTTP status
 ├── SampleError              a sample file that cannot be read or does not fit the model
 └── TrainingError            an instruction that cannot be carried out
@@ -21,6 +23,10 @@ class AgentError(Exception):
 
 class ConfigError(AgentError):
     """The agent's folder or `agent.toml` is not usable; the message says what to do."""
+
+
+class CorruptStateError(ConfigError):
+    """The disk changed the agent's memory; `recovery.open_state` begins a new one."""
 
 
 class EnrolmentError(AgentError):
@@ -53,6 +59,10 @@ class ApiError(AgentError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NotFiniteError(RuntimeModelError):
+    """A model gave an output that is not finite."""
 
 
 class SampleError(AgentError):

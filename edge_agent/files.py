@@ -1,4 +1,8 @@
-"""Files that survive a kill at any moment: a name shows the old content or the new, never a part."""
+"""Files that survive a kill or a power cut at any moment: a name shows the old content or the new, never a part.
+
+Everything that the agent must find again after a power cut is written through here: the file is flushed before its
+name points to it, and its folder after.
+"""
 
 import os
 import secrets
@@ -7,19 +11,54 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write beside, flush to the disk, rename over, flush the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(beside, path)  # noqa: PTH105 - every call that changes the disk goes through `os`, so that a test can break each
+    except OSError:
         beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        raise
+    flush(path.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Flush a file to the disk and give it another name, in another folder of the same disk perhaps."""
+    make_folder(target.parent)
+    flush(source)
+    os.replace(source, target)  # noqa: PTH105 - as above
+    flush(target.parent)
+    flush(source.parent)
+
+
+def remove(path: Path) -> None:
+    """Take a file away for good; one that is not there is no error."""
     try:
-        os.fsync(folder)
+        os.unlink(path)  # noqa: PTH108 - as above
+    except FileNotFoundError:
+        return
+    flush(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, only for the owner, and flush what names them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103 - as above
+        flush(folder.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

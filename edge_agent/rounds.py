@@ -142,9 +142,9 @@ class Rounds:
 
     def _bundle(self, sha256: str) -> Path:
         serves = [ref.sha256 for ref in self._serving.bundles()]
-        for model, placement in self._state.placements().items():
+        for placement in self._state.models.all().values():
             if placement.active is not None and placement.active.bundle.sha256 == sha256 and sha256 in serves:
-                return self._slots.path(model, placement.active.name)
+                return self._slots.path(placement.active)
         named = ", ".join(digest[:12] for digest in serves) or "nothing"
         raise TrainingError(f"this device serves {named}, the instruction is for {sha256[:12]}")
 

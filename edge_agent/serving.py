@@ -1,17 +1,19 @@
 """The models that serve: a bundle's transform and runtime each, and the swap to another that no inference straddles."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from contract.bundle import Bundle
-from contract.errors import ContractError, TransformError
+from contract.errors import TransformError
 from contract.messages import BundleRef
 from contract.profile import Counts, ProfileSpec, count
 from contract.transform import Transform
-from edge_agent.errors import RefusedError, RuntimeModelError, UnavailableError
+from edge_agent.errors import NotFiniteError, RuntimeModelError, UnavailableError
+from edge_agent.health import Meter
 from edge_agent.runtime import Runtime, softmax
 from edge_agent.runtime_backend import RuntimeOptions
 from edge_agent.steps import Steps
@@ -36,6 +38,7 @@ class Model:
         profile_digest: of those bins.
         labels: names of the classes.
         input_shape: of one raw sample.
+        meter: counts how it does while it is on probation; None afterwards.
     """
 
     def __init__(self, ref: BundleRef, bundle: Bundle, options: RuntimeOptions) -> None:
@@ -45,6 +48,7 @@ class Model:
             RuntimeModelError: LiteRT cannot run it here, or it does not fit the transform.
         """
         self.ref = ref
+        self.meter: Meter | None = None
         self.profile: ProfileSpec = bundle.profile.spec
         self.profile_digest = self.profile.digest()
         self.labels = tuple(bundle.manifest.labels)
@@ -82,9 +86,7 @@ class Model:
             except TransformError as error:
                 raise TransformError(f"samples from {start} on: {error}") from error
             features.append(self._transform.features(values))
-            probabilities.append(softmax(self._runtime.logits(values), self._temperature))
-            if not np.isfinite(probabilities[-1]).all():
-                raise RuntimeModelError(f"the model's output for samples from {start} on is not finite")
+            probabilities.append(self._probabilities(values, start))
         return Inference(np.concatenate(features), np.concatenate(probabilities))
 
     def step(self, sample: np.ndarray) -> np.ndarray:
@@ -97,7 +99,20 @@ class Model:
             TransformError: a sample that the transform refuses; it is not counted.
             RuntimeModelError: the interpreter failed, or gave an output that is not finite; it is not counted.
         """
-        return self._steps.step(sample)
+        return self._steps.step(sample) if self.meter is None else self._metered(sample, self.meter)
+
+    def _metered(self, sample: np.ndarray, meter: Meter) -> np.ndarray:
+        began = time.perf_counter()
+        try:
+            output = self._steps.step(sample)
+        except NotFiniteError:
+            meter.not_finite(1)
+            raise
+        except RuntimeModelError:
+            meter.failed(1)
+            raise
+        meter.served(1, time.perf_counter() - began, float(self.probabilities(output).max()))
+        return output
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of outputs in the model's own type, shape (n, classes)."""
@@ -106,6 +121,23 @@ class Model:
     def take(self) -> Counts:
         """Counts of all steps since the last call, on the bundle's bins."""
         return self._steps.take()
+
+    def _probabilities(self, values: np.ndarray, start: int) -> np.ndarray:
+        began = time.perf_counter()
+        try:
+            probabilities = softmax(self._runtime.logits(values), self._temperature)
+        except RuntimeModelError:
+            if self.meter is not None:
+                self.meter.failed(len(values))
+            raise
+        seconds = time.perf_counter() - began
+        finite = np.isfinite(probabilities).all(axis=1)
+        if self.meter is not None:
+            self.meter.served(int(finite.sum()), seconds, float(probabilities[finite].max(axis=1, initial=0.0).sum()))
+            self.meter.not_finite(int((~finite).sum()))
+        if not finite.all():
+            raise NotFiniteError(f"the model's output for samples from {start} on is not finite")
+        return probabilities
 
     def count(self, inference: Inference, rows: slice) -> Counts:
         """Counts of some rows of an inference, on the bundle's bins."""
@@ -204,23 +236,3 @@ class Serving:
         """Note that so many were made."""
         with self._lock:
             self._inferences += inferences
-
-
-def self_test(model: Model, bundle: Bundle) -> None:
-    """Run the golden vectors through this device's own runtime.
-
-    Raises:
-        RefusedError: an output differs by more than the manifest allows.
-    """
-    expected = bundle.golden["logits"]
-    try:
-        got = model.logits(bundle.golden["x"])
-    except (ContractError, RuntimeModelError) as error:
-        raise RefusedError(f"golden vectors cannot run: {error}") from error
-    if got.shape != expected.shape:
-        raise RefusedError(f"golden vectors: {got.shape} outputs, expected {expected.shape}")
-    worst = float(np.abs(got - expected).max())
-    if not worst <= bundle.manifest.golden_tolerance:  # also where it is NaN
-        raise RefusedError(
-            f"golden vectors: an output differs by {worst:.4g}, allowed is {bundle.manifest.golden_tolerance:.4g}"
-        )

@@ -1,7 +1,8 @@
 """What the agent must not forget: one SQLite file, each change one transaction, so that a kill -9 loses nothing.
 
-The outbox, the open profile window, which sample files were counted, which slot serves and which desired state was
-answered change together or not at all.
+The outbox, the open profile windows, which sample files were counted, which slot of a model serves and which wish was
+answered change together or not at all. What everything else stands on has checksums: a disk that changed it is found
+when the file is opened, and `recovery.open_state` begins anew.
 """
 
 import sqlite3
@@ -15,16 +16,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from contract import codec
-from contract.messages import Alert, Body, BundleRef, Dropped, Instruction, ProfileWindow, Report
-from edge_agent import outbox
+from contract.messages import Alert, Body, Dropped, Instruction, ProfileWindow, Report
+from edge_agent import outbox, placement
 from edge_agent.config import Outbox as Bounds
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, CorruptStateError
+from edge_agent.placement import Placements, seal, unseal
 
 T = TypeVar("T")
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value blob not null);
-create table if not exists models (name text primary key, placement blob not null);
 create table if not exists windows (model text primary key, value blob not null);
 create table if not exists files (
     name text primary key, samples integer not null, labelled integer not null, error text not null, at real not null);
@@ -34,30 +35,31 @@ create table if not exists events (id integer primary key, at real not null, kin
 """
 _RUNNING = "running_s"
 _DROPPED, _DROPPED_ALERT = "dropped", "dropped_alert"
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,  # a schema that is not ours
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_FORMAT,
+    }
+)
 _REMEMBERED = 1000  # events, and names of instructions that are done
 
 
-class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot that holds a verified bundle; `rollout` is the one that brought it."""
-
-    name: str
-    bundle: BundleRef
-    rollout: str | None
-    activated_at: float
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is to blame, so that only another one helps; a full or busy disk is not."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGE
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model stands on this device.
-
-    Attributes:
-        active: the slot that serves.
-        previous: the slot that served before and still holds its bundle.
-        answered: revision of the last wish that was fulfilled or refused; 0 before the first.
-    """
-
-    active: Slot | None = None
-    previous: Slot | None = None
-    answered: int = 0
+def is_corruption(error: sqlite3.Error) -> bool:
+    """Whether the disk changed the file while it was open."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -69,7 +71,12 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class State:
-    """The agent's memory on disk. Safe to use from several threads; open it once a process."""
+    """The agent's memory on disk. Safe to use from several threads; open it once a process.
+
+    Attributes:
+        created: it was not there before, or empty.
+        models: where each model stands.
+    """
 
     def __init__(
         self,
@@ -90,30 +97,58 @@ class State:
             monotonic: seconds. Reports age by the time that the agent runs, since the clock of a device may jump.
 
         Raises:
-            ConfigError: the file is no database, or the disk does not take it.
+            CorruptStateError: the file is no database, or not what was written.
+            ConfigError: the disk does not take it.
         """
         self._lock = threading.RLock()
         self._depth = 0
         self._clock, self._monotonic = clock, monotonic
         self._outbox = outbox.Outbox(self._rows, bounds or Bounds())
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self.models = Placements(self._rows)
+        self.created = False
         try:
-            self._prepare(outbox_id)
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+            try:
+                self._prepare(outbox_id)
+            except BaseException:
+                self._db.close()
+                raise
+        except CorruptStateError as error:
+            raise CorruptStateError(f"{path}: the agent's memory is damaged: {error}") from error
         except sqlite3.Error as error:
-            self._db.close()
-            raise ConfigError(f"{path}: the agent's memory cannot be used: {error}") from error
+            kind = CorruptStateError if is_damage(error) else ConfigError
+            raise kind(f"{path}: the agent's memory cannot be used: {error}") from error
 
     def _prepare(self, outbox_id: str) -> None:
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         self._db.execute("pragma cache_size = -512")  # KiB: the default 2 MB is much for a small device
-        self._db.executescript(_SCHEMA + outbox.SCHEMA)
+        for (complaint,) in self._rows("pragma quick_check(1)"):
+            if complaint != "ok":
+                raise CorruptStateError(complaint)
+        self._db.executescript(_SCHEMA + outbox.SCHEMA + placement.SCHEMA)
+        self._verify()
         with self.transaction():
             self.outbox_id = self.get("outbox_id", str, "")
             if not self.outbox_id:
+                self.created = True
                 self.outbox_id = outbox_id
                 self.put("outbox_id", outbox_id)
             self._began = self._monotonic() - self.get(_RUNNING, float, 0.0)
+
+    def _verify(self) -> None:
+        """Read all that has a checksum, and forget work that cannot be read: it can never be done."""
+        for key, value in self._rows("select key, value from meta"):
+            unseal(key, value, msgspec.Raw)
+        for model in self.windows():
+            self.window(model)
+        self.models.all()
+        self.models.rollbacks()
+        for identifier, payload in self._rows("select id, payload from instructions where done = 0"):
+            try:
+                msgspec.msgpack.decode(payload, type=Instruction)
+            except (msgspec.DecodeError, TypeError):
+                self.instruction_done(identifier)
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -147,29 +182,14 @@ class State:
     def get(self, key: str, kind: type[T], default: T) -> T:
         """A value by name, or `default`."""
         rows = self._rows("select value from meta where key = ?", key)
-        return msgspec.msgpack.decode(rows[0][0], type=kind) if rows else default
+        return unseal(key, rows[0][0], kind) if rows else default
 
     def put(self, key: str, value: object) -> None:
         """Remember a value; None forgets it."""
         if value is None:
             self._rows("delete from meta where key = ?", key)
         else:
-            self._rows("insert or replace into meta values (?, ?)", key, codec.encode(value))
-
-    # Where each model stands.
-
-    def placements(self) -> dict[str, Placement]:
-        """Every model that this device ever had, by name."""
-        rows = self._rows("select name, placement from models order by name")
-        return {name: msgspec.msgpack.decode(value, type=Placement) for name, value in rows}
-
-    def placement(self, model: str) -> Placement:
-        """Where a model stands; one that never was here stands nowhere."""
-        return self.placements().get(model, Placement())
-
-    def place(self, model: str, placement: Placement) -> None:
-        """Remember where a model stands from now on."""
-        self._rows("insert or replace into models values (?, ?)", model, codec.encode(placement))
+            self._rows("insert or replace into meta values (?, ?)", key, seal(key, value))
 
     # The outbox.
 
@@ -216,7 +236,13 @@ class State:
 
     def read_report(self, seq: int) -> Report | None:
         """A report that is still in the outbox."""
-        body = self._outbox.read(seq)
+        try:
+            body = self._outbox.read(seq)
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError):  # the disk changed it: it can never be sent
+            with self.transaction():
+                self._outbox.forget([seq])
+                self.event("damaged", f"report {seq} could not be read and is lost", at=self._clock())
+            return None
         return None if body is None else Report(outbox=self.outbox_id, seq=seq, body=body)
 
     def forget(self, outbox_id: str, seqs: Sequence[int]) -> None:
@@ -256,11 +282,11 @@ class State:
     def window(self, model: str) -> ProfileWindow | None:
         """The window of a model that is being filled."""
         rows = self._rows("select value from windows where model = ?", model)
-        return msgspec.msgpack.decode(rows[0][0], type=ProfileWindow) if rows else None
+        return unseal(model, rows[0][0], ProfileWindow) if rows else None
 
     def set_window(self, model: str, window: ProfileWindow) -> None:
         """Remember the open window of a model."""
-        self._rows("insert or replace into windows values (?, ?)", model, codec.encode(window))
+        self._rows("insert or replace into windows values (?, ?)", model, seal(model, window))
 
     def close_window(self, model: str) -> None:
         """Turn the open window of a model, if it counts anything, into a report."""

@@ -13,11 +13,19 @@ from edge_agent.state import State
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on this device: the bundle that serves, where it lies, and what would serve after a rollback."""
+    """A model on this device.
+
+    Attributes:
+        bundle: that serves.
+        slot: where it lies.
+        previous: what would serve after a rollback.
+        on_probation: it is not known to be good yet.
+    """
 
     bundle: BundleRef
     slot: str
     previous: BundleRef | None
+    on_probation: bool
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +78,7 @@ def read(root: Path) -> Status:
             device=device,
             running=running,
             connected=running and state.get("connected", bool, False),
-            models=_served(state),
+            models=serves(state),
             inferences=state.get("inferences", int, 0),
             pending_reports=state.pending_count(),
             last_refusal=refusal.text if refusal else "",
@@ -80,14 +88,16 @@ def read(root: Path) -> Status:
         state.close()
 
 
-def _served(state: State) -> dict[str, Served]:
+def serves(state: State) -> dict[str, Served]:
+    """What an agent's memory says of its models."""
     return {
         model: Served(
             bundle=placement.active.bundle,
             slot=placement.active.name,
             previous=placement.previous.bundle if placement.previous else None,
+            on_probation=placement.probation is not None,
         )
-        for model, placement in state.placements().items()
+        for model, placement in state.models.all().items()
         if placement.active is not None
     }
 

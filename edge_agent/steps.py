@@ -13,7 +13,7 @@ import numpy as np
 from contract.profile import Counter, Counts, ProfileSpec
 from contract.single import SingleTransform, byte_table
 from contract.transform import Transform
-from edge_agent.errors import RuntimeModelError
+from edge_agent.errors import NotFiniteError
 from edge_agent.runtime import Runtime
 
 _ROWS, _RING_BYTES = 256, 384 * 1024  # what waits to be counted; more would leave the processor's cache
@@ -165,7 +165,7 @@ class Steps:
 
     def _check(self, output: np.ndarray) -> None:
         if not np.isfinite(self._probabilities(output)).all():  # minus infinity is a probability of zero
-            raise RuntimeModelError("the model's output is not finite")
+            raise NotFiniteError("the model's output is not finite")
 
     def _count(self) -> None:
         if self.waiting:

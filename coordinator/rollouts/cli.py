@@ -22,8 +22,11 @@ def start(
     bundle: Annotated[str, typer.Argument(help="SHA-256 of the bundle, see: fieldfare models bundles")],
     cohort: Annotated[str, typer.Option(help="all, name=a,b, tag:site=north, class=x86-64; joined by ';'.")] = "all",
     wave: Waves = [],  # noqa: B006 - typer copies it
-    max_failures: Annotated[int, typer.Option(help="Refusals and time-outs that are borne.")] = 0,
+    max_failures: Annotated[int, typer.Option(help="Refusals, rollbacks and time-outs that are borne.")] = 0,
     device_timeout_s: Annotated[float, typer.Option(help="Seconds from the offer to the receipt.")] = 300.0,
+    health_timeout_s: Annotated[
+        float, typer.Option(help="Seconds in which a device must pass its probation before the next wave; 0: no wait.")
+    ] = 0.0,
     state: State = STATE,
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +41,7 @@ def start(
             waves=wave or None,
             max_failures=max_failures,
             device_timeout_s=device_timeout_s,
+            health_timeout_s=health_timeout_s,
         )
     if as_json:
         print_json(made)

@@ -15,6 +15,7 @@ class NewRollout(Body):
     waves: list[float] | None = Field(default=None, max_length=100)
     max_failures: int = 0
     device_timeout_s: float = 300.0
+    health_timeout_s: float = 0.0
     seed: int | None = None
 
 

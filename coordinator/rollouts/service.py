@@ -1,6 +1,7 @@
 """Rollouts: a cohort, a signed bundle, waves, and the devices' signed word on how it went."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class Rollouts:
         waves: Sequence[float] | None = None,
         max_failures: int = 0,
         device_timeout_s: float = 300.0,
+        health_timeout_s: float = 0.0,
         seed: int | None = None,
     ) -> Rollout:
         """Start a rollout; it waits until the bundle is signed.
@@ -57,16 +59,19 @@ class Rollouts:
             bundle_sha256: of a registered bundle.
             cohort: see `fleet.cohort`.
             waves, seed: see `waves.assign`; without a seed each rollout has its own.
-            max_failures: refusals and time-outs that are borne before it fails.
+            max_failures: refusals, rollbacks and time-outs that are borne before it fails.
             device_timeout_s: from the offer to the receipt.
+            health_timeout_s: from there to the end of a device's probation, which a wave waits for; 0 does not wait.
 
         Raises:
             NotFoundError: no such bundle.
             InvalidError: no device, waves that cannot be, or devices that the bundle is not for.
             ConflictError: the signer refused the bundle, or a device is in another rollout of this model.
         """
-        if max_failures < 0 or not 0 < device_timeout_s < float("inf"):
-            raise InvalidError("max_failures must not be negative, device_timeout_s must be positive")
+        if max_failures < 0 or not 0 < device_timeout_s < math.inf or not 0 <= health_timeout_s < math.inf:
+            raise InvalidError(
+                "max_failures and health_timeout_s must not be negative, device_timeout_s must be positive"
+            )
         id, now = uuid4().hex, self._clock()  # noqa: A001 its name
         with self._transaction() as connection:
             bundle = _bundle(connection, bundle_sha256)
@@ -78,7 +83,8 @@ class Rollouts:
             self._check_devices(connection, bundle, devices)
             row = {key: bundle[key] for key in ("model", "version", "variant", "target")}
             row |= {"bundle_sha256": bundle_sha256, "cohort": cohort, "wave": -1, "state": rules.AWAITING}
-            row |= {"max_failures": max_failures, "device_timeout_s": device_timeout_s, "created_at": now}
+            row |= {"max_failures": max_failures, "created_at": now}
+            row |= {"device_timeout_s": device_timeout_s, "health_timeout_s": health_timeout_s}
             connection.execute(rollouts.insert().values(id=id, waves=[len(wave) for wave in drawn], **row))
             members = [(device, index) for index, wave in enumerate(drawn) for device in wave]
             for device, index in members:
@@ -138,12 +144,16 @@ class Rollouts:
                     raise ConflictError(f"rollout {id} is {row['state']}")
                 self._set(connection, id, state=state)
                 if state == rules.AWAITING:
-                    offered = (rollout_devices.c.rollout == id) & (rollout_devices.c.state == rules.OFFERED)
-                    connection.execute(update(rollout_devices).where(offered).values(offered_at=now))
+                    self._restart_time(connection, id, now)
                     self._advance(connection, self._row(connection, id), now)
                 elif state == rules.ABORTED:
                     self._end(connection, id, now)
             return self._record(connection, id)
+
+    def _restart_time(self, connection: Connection, id: str, now: float) -> None:  # noqa: A002 its name
+        for state, column in ((rules.OFFERED, "offered_at"), (rules.ACTIVATED, "updated_at")):
+            waiting = (rollout_devices.c.rollout == id) & (rollout_devices.c.state == state)
+            connection.execute(update(rollout_devices).where(waiting).values(**{column: now}))
 
     # what happens by itself
 
@@ -169,10 +179,13 @@ class Rollouts:
             members=self._members(connection, id),
             max_failures=row["max_failures"],
             device_timeout_s=row["device_timeout_s"],
+            health_timeout_s=row["health_timeout_s"],
             now=now,
         )
         for device in step.timed_out:
-            reason = f"no receipt within {row['device_timeout_s']:g} s"
+            reason = f"no word within {row['device_timeout_s']:g} s of the offer"
+            if row["health_timeout_s"]:
+                reason += f", or no good health within {row['health_timeout_s']:g} s of the activation"
             self._settle(connection, id, device, rules.TIMED_OUT, reason=reason, now=now)
         for device in step.offer:
             self._offer(connection, row, device, now)
@@ -213,7 +226,7 @@ class Rollouts:
         """Note how it went; a device that failed should serve again what it did before."""
         values = {"state": state, "reason": reason, "updated_at": now}
         connection.execute(update(rollout_devices).where(_member(id, device)).values(**values))
-        if state == rules.ACTIVATED:
+        if state in {rules.ACTIVATED, rules.HEALTHY}:
             return
         model = self._row(connection, id)["model"]
         wanted = self._wanted(connection, device, model)
@@ -262,14 +275,14 @@ class Rollouts:
             .where(_member(id, receipt.device))
         )
         row = connection.execute(query).mappings().first()
-        if row is None or row["bundle_sha256"] != receipt.bundle.sha256 or row["state"] not in rules.OPEN:
+        state = rules.BY_OUTCOME[receipt.outcome]
+        if row is None or row["bundle_sha256"] != receipt.bundle.sha256:
             return
-        state = rules.ACTIVATED if receipt.outcome == "activated" else rules.REFUSED
-        late = row["member_state"] == rules.ACTIVATED and state == rules.REFUSED  # it rolled back after all
-        if row["member_state"] == rules.OFFERED or late:
-            self._settle(connection, id, receipt.device, state, reason=receipt.reason, now=now)
-            if row["state"] == rules.ROLLING:
-                self._advance(connection, self._row(connection, id), now)
+        if not rules.follows(row["member_state"], state):
+            return
+        self._settle(connection, id, receipt.device, state, reason=receipt.reason, now=now)  # also after its end
+        if row["state"] == rules.ROLLING:
+            self._advance(connection, self._row(connection, id), now)
 
     # rows
 
@@ -291,7 +304,10 @@ class Rollouts:
 
     def _members(self, connection: Connection, id: str) -> list[Member]:  # noqa: A002 its name
         query = select(rollout_devices).where(rollout_devices.c.rollout == id).order_by(rollout_devices.c.device)
-        return [Member(row.device, row.wave, row.state, row.offered_at) for row in connection.execute(query)]
+        return [
+            Member(r.device, r.wave, r.state, r.offered_at, r.updated_at if r.state == rules.ACTIVATED else None)
+            for r in connection.execute(query)
+        ]
 
     def _record(self, connection: Connection, id: str) -> Rollout:  # noqa: A002 its name
         query = select(rollout_devices).where(rollout_devices.c.rollout == id)

@@ -19,6 +19,7 @@ rollouts = Table(
     Column("state", String(32), nullable=False, index=True),
     Column("max_failures", Integer, nullable=False),
     Column("device_timeout_s", Float, nullable=False),
+    Column("health_timeout_s", Float, nullable=False, default=0.0),  # 0: a wave does not wait for its probations
     Column("error", Text, nullable=False, default=""),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float, nullable=True),
@@ -30,7 +31,7 @@ rollout_devices = Table(
     Column("rollout", ForeignKey(rollouts.c.id), primary_key=True),
     Column("device", String(63), primary_key=True),
     Column("wave", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # pending | offered | activated | refused | timed-out | withdrawn
+    Column("state", String(16), nullable=False),  # one of `waves`: pending, offered, activated, healthy, ...
     Column("reason", Text, nullable=False, default=""),
     Column("offered_at", Float, nullable=True),
     Column("previous", Json, nullable=True),  # the bundle that was desired before, for a device that fails

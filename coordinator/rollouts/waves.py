@@ -12,19 +12,26 @@ AWAITING, ROLLING, PAUSED = "awaiting signature", "rolling", "paused"
 DONE, ABORTED, FAILED = "done", "aborted", "failed"
 OPEN = frozenset({AWAITING, ROLLING, PAUSED})
 
-PENDING, OFFERED, ACTIVATED = "pending", "offered", "activated"
-REFUSED, TIMED_OUT, WITHDRAWN = "refused", "timed-out", "withdrawn"
-FAILURES = frozenset({REFUSED, TIMED_OUT})
+PENDING, OFFERED, ACTIVATED, HEALTHY = "pending", "offered", "activated", "healthy"
+REFUSED, TIMED_OUT, ROLLED_BACK, WITHDRAWN = "refused", "timed-out", "rolled-back", "withdrawn"
+FAILURES = frozenset({REFUSED, TIMED_OUT, ROLLED_BACK})
+BY_OUTCOME = {"activated": ACTIVATED, "healthy": HEALTHY, "refused": REFUSED, "rolled-back": ROLLED_BACK}
+_AFTER = {
+    OFFERED: {ACTIVATED, REFUSED, HEALTHY, ROLLED_BACK},
+    ACTIVATED: {HEALTHY, ROLLED_BACK},
+    HEALTHY: {ROLLED_BACK},
+}
 
 
 @dataclass(frozen=True)
 class Member:
-    """A device in a rollout; `offered_at` in seconds since the epoch, None before."""
+    """A device in a rollout; times in seconds since the epoch, None before."""
 
     device: str
     wave: int
     state: str = PENDING
     offered_at: float | None = None
+    activated_at: float | None = None
 
 
 class Step(NamedTuple):
@@ -63,7 +70,20 @@ def assign(devices: Sequence[str], waves: Sequence[float] | None, seed: int) -> 
     return [wave for wave in [*made, rest] if wave]
 
 
-def advance(*, wave: int, members: Sequence[Member], max_failures: int, device_timeout_s: float, now: float) -> Step:
+def follows(before: str, after: str) -> bool:
+    """Whether a device's word may change how it stands from `before` to `after`."""
+    return after in _AFTER.get(before, set())
+
+
+def advance(
+    *,
+    wave: int,
+    members: Sequence[Member],
+    max_failures: int,
+    device_timeout_s: float,
+    health_timeout_s: float = 0.0,
+    now: float,
+) -> Step:
     """What a rolling rollout does next.
 
     A wave is offered once the one before it has settled: every device activated, or failed within what is borne.
@@ -71,22 +91,31 @@ def advance(*, wave: int, members: Sequence[Member], max_failures: int, device_t
     Args:
         wave: that is being offered, -1 before the first.
         members: all devices of the rollout.
-        max_failures: refusals and time-outs that are borne.
+        max_failures: refusals, rollbacks and time-outs that are borne.
         device_timeout_s: from the offer to the receipt.
+        health_timeout_s: a wave settles only once its devices passed their probation, each within so many seconds of
+            its activation; 0 does not wait for that.
         now: seconds since the epoch.
     """
     late = tuple(
         member.device
         for member in members
-        if member.state == OFFERED and member.offered_at is not None and now - member.offered_at > device_timeout_s
+        if (member.state == OFFERED and member.offered_at is not None and now - member.offered_at > device_timeout_s)
+        or (
+            member.state == ACTIVATED
+            and member.activated_at is not None
+            and 0 < health_timeout_s < now - member.activated_at
+        )
     )
+    done = {HEALTHY} if health_timeout_s else {ACTIVATED, HEALTHY}
     failed = [member.device for member in members if member.state in FAILURES]
     if len(failed) + len(late) > max_failures:
         names = ", ".join([*failed, *late][:5])
-        error = f"{len(failed) + len(late)} devices refused or timed out ({names}); at most {max_failures} may"
+        many = len(failed) + len(late)
+        error = f"{many} devices refused, rolled back or timed out ({names}); at most {max_failures} may"
         return Step(FAILED, wave, timed_out=late, error=error)
     settled = all(
-        member.state in {ACTIVATED, *FAILURES} or member.device in late for member in members if member.wave <= wave
+        member.state in {*done, *FAILURES} or member.device in late for member in members if member.wave <= wave
     )
     if not settled:
         return Step(ROLLING, wave, timed_out=late)

@@ -14,9 +14,10 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
   started       device, bundles (what serves)
   connected     broker
   disconnected  reason
-  activated     bundle, rollout
+  activated     bundle, rollout (it is on probation from now on)
+  healthy       bundle, rollout (it passed its probation)
   refused       bundle, rollout, reason (the old bundle serves on)
-  rolled-back   bundle (the one that was lost), reason
+  rolled-back   bundle (what served before it serves again), reason
   removed       model, rollout (a model was taken off this device)
   window        samples, bundle_sha256 (a profile window was sent)
   round         run, round, kind, examples, metrics, error (empty where it succeeded)

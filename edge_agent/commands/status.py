@@ -31,7 +31,10 @@ def _run(options: argparse.Namespace) -> int:
     print(
         f"running          {'yes' if status.running else 'no'}, {'connected' if status.connected else 'not connected'}"
     )
-    serves = [f"{model}:{served.bundle.version} {served.bundle.variant}" for model, served in status.models.items()]
+    serves = [
+        f"{model}:{served.bundle.version} {served.bundle.variant}{' (on probation)' if served.on_probation else ''}"
+        for model, served in status.models.items()
+    ]
     print(f"serves           {', '.join(serves) or 'nothing'}")
     print(f"inferences       {status.inferences}")
     print(f"pending reports  {status.pending_reports}")

@@ -1,6 +1,7 @@
 """The configuration, the agent's memory, its slots and its runtime."""
 
 import sqlite3
+import threading
 from contextlib import closing, suppress
 
 from edge_agent.config import Outbox
@@ -35,7 +36,8 @@ def database(patient: Patient) -> Finding:
         return broken(
             "database",
             f"{path} is damaged: {verdict}",
-            f"stop the agent, move {path.name}* away and start it again: it begins anew, and unsent reports are lost",
+            "start the agent again: it puts the file aside and begins anew with the models on its disk; "
+            "unsent reports are lost",
         )
     return fine("database", f"{path.stat().st_size // 1024} KiB, whole")
 
@@ -64,19 +66,17 @@ def outbox(patient: Patient) -> Finding:
 
 def slots(patient: Patient) -> Finding:
     """Whether what serves is on the disk as it was verified, and this runtime computes what it should."""
-    from edge_agent.runtime_backend import inference_options
-    from edge_agent.serving import Model, self_test
+    from edge_agent import selftest
     from edge_agent.slots import Slots
 
     config = patient.checked.config
     if config is None:
         return broken("slots", "not tried: the configuration cannot be used", "see the finding `configuration`")
-    options = inference_options(config)
     if not patient.folder.state.exists():
         return fine("slots", "no bundle yet")
     state = State(patient.folder.state, outbox_id="doctor")
     try:
-        placements = state.placements()
+        placements = state.models.all()
     finally:
         state.close()
     store, good, bad = Slots(patient.folder.slots), [], []
@@ -86,8 +86,7 @@ def slots(patient: Patient) -> Finding:
                 continue
             text = f"{name}:{slot.bundle.version} {slot.bundle.variant} in slot {slot.name}"
             try:
-                bundle = store.load(name, slot.name, slot.bundle.sha256)
-                self_test(Model(slot.bundle, bundle, options), bundle)
+                selftest.run(store.path(slot), slot.bundle, config, threading.Event())
                 good.append(text)
             except AgentError as error:
                 bad.append((slot is placement.active, f"{text}: {error}"))

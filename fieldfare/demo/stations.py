@@ -220,7 +220,7 @@ class Stations:
 
             def look() -> Rollout | None:
                 now = self.client.rollout(rollout.id)
-                active = [device.device for device in now.devices if device.state == "activated"]
+                active = [device.device for device in now.devices if device.state in {"activated", "healthy"}]
                 bar.show(len(active) / len(now.devices), f"{now.state}, wave {now.wave + 1}: {', '.join(active)}")
                 if now.state not in states:
                     states.append(now.state)

@@ -7,14 +7,17 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from contract import codec
+from contract import codec, signatures
 from contract.messages import BlobRef, BundleRef, Desired, Receipt, SignedReceipt, Up, Wanted
+from edge_agent import selftest
 from edge_agent.config import Config, Folder
-from edge_agent.errors import TrustError, UnavailableError
+from edge_agent.errors import RefusedError, TrustError, UnavailableError
+from edge_agent.events import silent
 from edge_agent.identity import Identity
+from edge_agent.recovery import open_state
 from edge_agent.serving import Serving
 from edge_agent.slots import Slots
-from edge_agent.state import State
+from edge_agent.switch import Switch
 from edge_agent.trust import Target
 from edge_agent.updater import Updater
 from tests.fakes import agent_bundles
@@ -49,8 +52,18 @@ class FakeLink:
         self.patterns.pop(pattern, None)
 
 
+class QuickIdentity(Identity):
+    """Signs with the device's key in this process: a child for each receipt takes long."""
+
+    def sign(self, receipt: Receipt) -> SignedReceipt:
+        key = serialization.load_pem_private_key(self._folder.key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        payload = codec.encode(receipt)
+        return SignedReceipt(payload=payload, signature=signatures.sign(key, payload))
+
+
 class Parts:
-    """An updater whose trust and transfer are dictionaries; everything behind them is real.
+    """An updater whose trust and transfer are dictionaries; everything behind them is real, but in this process.
 
     Attributes:
         signed: target path to digest, as the metadata would say.
@@ -68,18 +81,26 @@ class Parts:
         self.wanted: dict[str, Wanted] = {}
         self.now = 1000.0
         self._write_identity()
-        self.state = State(self.folder.state, outbox_id="o")
+        self.state = open_state(self.folder.state, outbox_id="o", bounds=config.outbox)
         self.slots, self.serving = Slots(self.folder.slots), Serving()
-        self.updater = Updater(
+        self.switch = Switch(
             config,
             state=self.state,
             slots=self.slots,
             serving=self.serving,
-            identity=Identity(config.device, self.folder),
+            identity=QuickIdentity(config.device, self.folder),
+            clock=lambda: self.now,
+            tell=silent,
+        )
+        self.updater = Updater(
+            config,
+            state=self.state,
+            serving=self.serving,
+            switch=self.switch,
             trusted=self._trusted,
             pull=self._pull,
             wanted=self.wanted.get,
-            clock=lambda: self.now,
+            self_test=self._self_test,
             runtime_version="ai-edge-litert 2.3.0",
         )
 
@@ -121,10 +142,23 @@ class Parts:
         self.wanted[ref.model] = Wanted(revision=revision, rollout=rollout, bundle=ref)
         self.updater.apply(Desired(revision=revision, models=self.wanted))
 
+    def settle(self, model: str = "thirds") -> None:
+        """The bundle that serves passed its probation."""
+        active = self.state.models.get(model).active
+        assert active is not None
+        self.switch.settle(model, of=active)
+
     def served(self, model: str = "thirds") -> int | None:
         """Version that serves."""
         found = self.serving.get(model)
         return found.ref.version if found else None
+
+    def _self_test(self, path: Path, ref: BundleRef) -> int:
+        """All that the child does, in this process."""
+        outcome = selftest.attempt(selftest.Task(path=str(path), bundle=ref, config=self.config))
+        if outcome.refusal:
+            raise RefusedError(outcome.refusal)
+        return outcome.memory_bytes
 
     def _pull(self, blob: BlobRef, _give_up: Callable[[], bool]) -> Path:
         path = self.folder.staging / "pulled"

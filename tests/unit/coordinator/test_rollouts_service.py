@@ -134,6 +134,61 @@ def test_a_paused_rollout_offers_nothing_and_goes_on(site: Site) -> None:
         site.rollouts.resume(site.rollouts.abort(rollout.id).id)
 
 
+def test_a_wave_that_waits_for_health_goes_on_when_the_canary_passed_its_probation(site: Site) -> None:
+    ref = signed(site)
+    rollout = site.rollouts.start(ref.sha256, health_timeout_s=600)
+    (canary,) = in_wave(rollout, 0)
+    site.answer(canary, ref, rollout=rollout.id)
+    site.now += 500
+    site.rollouts.tick(site.now)
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.wave, states(rollout)[canary]) == (0, "activated")
+    site.answer(canary, ref, outcome="healthy", rollout=rollout.id)
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.wave, states(rollout)[canary]) == (1, "healthy")
+
+
+def test_a_canary_that_rolls_back_fails_the_rollout_and_should_serve_what_it_did(site: Site) -> None:
+    first = signed(site)
+    site.answer("meter-1", first, rollout=site.rollouts.start(first.sha256, cohort="name=meter-1").id)
+    second = signed(site, 2)
+    rollout = site.rollouts.start(second.sha256, cohort="name=meter-1,meter-2", health_timeout_s=600, seed=0)
+    (canary,) = in_wave(rollout, 0)
+    site.answer(canary, second, rollout=rollout.id)
+    site.answer(canary, second, outcome="rolled-back", rollout=rollout.id, reason="on probation: too slow")
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.state, states(rollout)[canary]) == ("failed", "rolled-back")
+    found = desired(site, canary)
+    assert found is not None
+    assert found.models["digits"].bundle == (first if canary == "meter-1" else None)
+
+
+def test_a_probation_that_nobody_hears_the_end_of_is_a_failure(site: Site) -> None:
+    ref = signed(site)
+    rollout = site.rollouts.start(ref.sha256, health_timeout_s=600)
+    (canary,) = in_wave(rollout, 0)
+    site.answer(canary, ref, rollout=rollout.id)
+    site.now += 601
+    site.rollouts.tick(site.now)
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.state, states(rollout)[canary]) == ("failed", "timed-out")
+
+
+def test_a_rollback_after_the_rollout_is_written_down_and_the_device_keeps_what_it_went_back_to(site: Site) -> None:
+    ref = signed(site)
+    rollout = site.rollouts.start(ref.sha256, cohort="name=meter-1")
+    site.answer("meter-1", ref, rollout=rollout.id)
+    assert site.rollouts.get(rollout.id).state == "done"
+    site.answer("meter-1", ref, outcome="rolled-back", rollout=rollout.id, reason="on probation: NaN")
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.state, rollout.devices[0].state, rollout.devices[0].reason) == (
+        "done",
+        "rolled-back",
+        "on probation: NaN",
+    )
+    assert desired(site, "meter-1") == wanted(2, None, None)
+
+
 def test_an_aborted_rollout_withdraws_its_offers(site: Site) -> None:
     ref = signed(site)
     rollout = site.rollouts.start(ref.sha256)
@@ -167,8 +222,10 @@ def test_a_rollout_that_cannot_be_is_refused_with_a_reason(site: Site) -> None:
     with pytest.raises(InvalidError, match="no enrolled device"):
         site.rollouts.start(second.sha256, cohort="tag:site=nowhere")
     site.rollouts.start(second.sha256, cohort="name=meter-1")
-    with pytest.raises(ConflictError, match="meter-1"):
+    with pytest.raises(ConflictError, match="meter-1: in another rollout of digits"):
         site.rollouts.start(second.sha256)
+    with pytest.raises(InvalidError, match="health_timeout_s"):
+        site.rollouts.start(second.sha256, health_timeout_s=-1.0)
 
 
 def forged(site: Site, ref: BundleRef, rollout: str, how: str) -> SignedReceipt:

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from contract import codec, limits, signatures, topics
 from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up, Wanted
 from edge_agent import config, daemon, events, signing
+from edge_agent import folder as folders
 from edge_agent.config import Config, Folder
 from edge_agent.session import Disconnected, Message
 from tests.fakes import agent_folder
@@ -139,17 +141,12 @@ def test_a_pull_ends_at_once_when_another_bundle_is_wanted(
     assert looked_up[:2] == ["bundles/1", "bundles/2"]
 
 
-def test_what_a_kill_left_half_written_is_swept_and_the_slots_stay(folder: Folder) -> None:
-    for path in (
-        folder.slots / "m" / "a" / ".bundle.zip.1234",
-        folder.slots / "m" / "a" / "bundle.zip",
-        folder.staging / "new.part",
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    (folder.staging / "job-1").mkdir()
-    daemon._sweep(folder, older_than=0.0)
-    assert sorted(path.name for path in (folder.slots / "m" / "a").iterdir()) == ["bundle.zip"]
+def test_what_a_kill_left_unfinished_is_swept_and_a_pull_stays_for_a_while(folder: Folder) -> None:
+    (folder.staging / "job-1").mkdir(parents=True)
+    for name, age in (("new.part", 100.0), ("old.part", 1.0)):
+        (folder.staging / name).write_bytes(b"x")
+        os.utime(folder.staging / name, (age, age))
+    folders.sweep(folder.staging, older_than=50.0)
     assert [path.name for path in folder.staging.iterdir()] == ["new.part"]
 
 
@@ -158,7 +155,7 @@ def test_a_look_at_the_status_does_not_keep_the_agent_from_starting(tmp_path: Pa
     with path.open("w") as lock, path.open("a") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
-        assert daemon._locked(lock)
+        assert folders.locked(lock)
 
 
 def test_settings_are_read_as_they_were_written_and_only_by_the_owner(tmp_path: Path) -> None:

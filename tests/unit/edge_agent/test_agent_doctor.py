@@ -19,8 +19,9 @@ from edge_agent import doctor
 from edge_agent.cli import main
 from edge_agent.config import Folder
 from edge_agent.doctor import checks
+from edge_agent.placement import Placement, Slot
 from edge_agent.slots import Slots
-from edge_agent.state import Placement, Slot, State
+from edge_agent.state import State
 from tests.fakes import agent_bundles, agent_folder
 
 DAY = 86400.0
@@ -48,12 +49,13 @@ def with_bundle(folder: Folder, name: str = "a") -> Path:
     """Put a bundle into a slot and make it serve."""
     data = agent_bundles.make()
     ref = agent_bundles.ref(data)
-    slots = Slots(folder.slots)
-    slots.stage(ref.model, name, data)
+    slots, slot = Slots(folder.slots), Slot(name=name, bundle=ref, rollout=None, activated_at=1.0)
+    (folder.root / "pulled").write_bytes(data)
+    slots.stage(slot, folder.root / "pulled")
     state = State(folder.state, outbox_id="o")
-    state.place(ref.model, Placement(active=Slot(name=name, bundle=ref, rollout=None, activated_at=1.0)))
+    state.models.put(ref.model, Placement(active=slot))
     state.close()
-    return slots.path(ref.model, name)
+    return slots.path(slot)
 
 
 def test_a_healthy_device_is_all_well_apart_from_belonging_to_root_here(folder):
@@ -131,7 +133,7 @@ def test_a_damaged_database_is_found_and_how_to_begin_anew_is_said(folder):
         file.write(b"\xff" * 4096)
     finding = look(folder, "database")
     assert finding.outcome == "fail"
-    assert "move state.sqlite* away" in finding.remedy
+    assert "puts the file aside" in finding.remedy
 
 
 def test_a_full_outbox_is_found(folder):

@@ -28,12 +28,13 @@ def test_two_bundles_in_turn_use_both_slots_and_the_newer_one_serves(parts: Part
         parts.sign(bundle)
         parts.want(version, bundle)
         assert parts.served() == version
-    placement = parts.state.placement("thirds")
+        parts.settle()
+    placement = parts.state.models.get("thirds")
     active, previous = placement.active, placement.previous
     assert active is not None
     assert previous is not None
     assert (active.name, active.bundle.version, previous.name, previous.bundle.version) == ("a", 3, "b", 2)
-    assert [receipt.outcome for receipt in parts.receipts()] == ["activated"] * 3
+    assert [receipt.outcome for receipt in parts.receipts()] == ["activated", "healthy"] * 3
 
 
 @pytest.mark.parametrize(
@@ -142,10 +143,10 @@ def test_nobody_answering_is_no_refusal(parts: Parts, monkeypatch: pytest.Monkey
     def silent(_self: Updater, *_: object) -> None:
         raise UnavailableError("nobody answered")
 
-    monkeypatch.setattr(Updater, "_stage", silent)
+    monkeypatch.setattr(Updater, "_fetch", silent)
     with pytest.raises(UnavailableError):
         parts.want(1, bundle)
-    assert (parts.receipts(), parts.state.placement("thirds").answered) == ([], 0)
+    assert (parts.receipts(), parts.state.models.get("thirds").answered) == ([], 0)
 
 
 def test_a_commit_that_fails_leaves_the_old_model_and_no_receipt(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_a_commit_that_fails_leaves_the_old_model_and_no_receipt(parts: Parts, m
     with pytest.raises(OSError, match="disk"):
         parts.want(2, next_one)
     assert parts.served() == 1
-    active = parts.state.placement("thirds").active
+    active = parts.state.models.get("thirds").active
     assert active is not None
     assert active.bundle.version == 1
     assert len(parts.receipts()) == 1
@@ -172,18 +173,18 @@ def test_what_served_is_restored_and_a_broken_slot_gives_way_to_the_one_before(p
         bundle = agent_bundles.make(version=version)
         parts.sign(bundle)
         parts.want(version, bundle)
-    active = parts.state.placement("thirds").active
+    active = parts.state.models.get("thirds").active
     assert active is not None
-    path = parts.slots.path("thirds", active.name)
+    path = parts.slots.path(active)
     path.write_bytes(path.read_bytes()[:100])
     parts.state.close()
     again = Parts(parts.folder.root)
     try:
-        again.updater.restore()
+        again.switch.restore()
         assert again.served() == 1
         receipt = again.receipts()[-1]
         assert (receipt.outcome, receipt.bundle.version) == ("rolled-back", 2)
-        assert again.state.placement("thirds").answered == 0
+        assert again.state.models.get("thirds").answered == 0
         x, _ = agent_models.samples(3, seed=0)
         with again.serving.use("thirds") as model:
             assert model.infer(x).probabilities.shape == (3, 3)
@@ -241,4 +242,4 @@ def test_a_model_that_nobody_answers_for_does_not_keep_the_others_waiting(parts:
     parts.wanted["a-first"] = Wanted(revision=1, rollout=None, bundle=agent_bundles.ref(first))
     with pytest.raises(UnavailableError):
         parts.want(2, second)
-    assert (parts.serving.names(), parts.state.placement("a-first").answered) == (["thirds"], 0)
+    assert (parts.serving.names(), parts.state.models.get("a-first").answered) == (["thirds"], 0)

@@ -53,11 +53,12 @@ if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, PR_M
 import numpy as np
 from contract.bundle import unpack
 from edge_agent.runtime_backend import RuntimeOptions
-from edge_agent.serving import Model, self_test
+from edge_agent.selftest import compare
+from edge_agent.serving import Model
 from tests.fakes import agent_bundles
 data = agent_bundles.make()
 bundle = unpack(data)
-self_test(Model(agent_bundles.ref(data), bundle, RuntimeOptions(threads=2)), bundle)
+compare(Model(agent_bundles.ref(data), bundle, RuntimeOptions(threads=2)), bundle)
 import cryptography.hazmat.primitives.asymmetric.ec, edge_agent.daemon, tuf.ngclient
 print("fine")
 """

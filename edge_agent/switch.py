@@ -1,0 +1,277 @@
+"""Which bundle serves: activate, roll back, remove. Each is one transaction with the receipt that tells of it.
+
+A kill or a power cut at any moment leaves one whole, verified bundle a model: a slot that the state points to is
+never written, and the state points to another slot only in the transaction that says so.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from contract.messages import BundleRef, Receipt, SignedReceipt, Wanted
+from edge_agent.config import Config
+from edge_agent.errors import RefusedError, RuntimeModelError
+from edge_agent.events import Tell
+from edge_agent.health import Meter, Tally
+from edge_agent.identity import Identity
+from edge_agent.placement import Placement, Probation, Slot
+from edge_agent.runtime_backend import inference_options
+from edge_agent.serving import Model, Serving
+from edge_agent.slots import Slots, idle
+from edge_agent.state import State
+
+Outcome = Literal["activated", "refused", "rolled-back", "healthy"]
+
+_LOG = logging.getLogger(__name__)
+_REASON_CHARACTERS = 500
+
+
+class Switch:
+    """The only one who changes where models stand. Safe to use from several threads.
+
+    Attributes:
+        lock: held while a model changes; hold it to look and then act.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        state: State,
+        slots: Slots,
+        serving: Serving,
+        identity: Identity,
+        clock: Callable[[], float],
+        tell: Tell,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: of the agent.
+            state, slots, serving, identity: of the agent.
+            clock: seconds since the epoch.
+            tell: hears of every change once it is committed.
+        """
+        self._config, self._identity, self._clock, self._tell = config, identity, clock, tell
+        self._state, self._slots, self._serving = state, slots, serving
+        self.lock = threading.RLock()
+
+    # At the start of the agent.
+
+    def restore(self) -> None:
+        """Serve what served before this start; where that fails, what served before that. Sweep the rest away.
+
+        A device that lost its state takes up what lies whole on its disk.
+        """
+        with self.lock:
+            if self._state.created:
+                with self._state.transaction():
+                    for model, placement in self._slots.recover().items():
+                        self._state.models.put(model, placement)
+            for model in self._state.models.all():
+                self._restore(model)
+            self._slots.sweep(self._state.models.all())
+
+    def _restore(self, model: str) -> None:
+        while (slot := (placement := self._state.models.get(model)).active) is not None:
+            new = placement.probation is not None
+            if placement.starts > self._config.health.max_crashes:
+                reason = f"the agent crashed {placement.starts} times in a row with it"
+                self.roll_back(model, f"on probation: {reason}" if new else reason, heal=not new)
+                continue
+            self._note_starts(model, placement.starts + 1)  # before it is loaded, for that may be what crashes
+            try:
+                self._serving.swap(model, self._load(slot))
+            except (RefusedError, RuntimeModelError, MemoryError) as error:
+                self.roll_back(model, str(error) or type(error).__name__, heal=True)
+                continue
+            if not new:
+                self._note_starts(model, 0)
+            return
+
+    def _note_starts(self, model: str, starts: int) -> None:
+        placement = self._state.models.get(model)
+        if placement.starts != starts:
+            self._state.models.put(model, msgspec.structs.replace(placement, starts=starts))
+
+    def _load(self, slot: Slot) -> Model:
+        model = Model(slot.bundle, self._slots.load(slot), inference_options(self._config))
+        placement = self._state.models.get(slot.bundle.model)
+        if placement.probation is not None and placement.active == slot:
+            model.meter = Meter(self._config.health)
+        return model
+
+    # Changes.
+
+    def activate(self, wanted: Wanted, ref: BundleRef, file: Path, memory_bytes: int) -> None:
+        """Move a bundle that passed its self-test into the idle slot, and serve it.
+
+        What served last and was good stays as the fallback. A bundle that is on probation still is none: it goes.
+
+        Raises:
+            RefusedError, RuntimeModelError, OSError: it cannot be served after all; what served before serves on.
+        """
+        with self.lock:
+            before = self._state.models.get(ref.model)
+            on_probation = before.probation is not None and before.previous is not None
+            kept = before.previous if on_probation else before.active
+            now = self._clock()
+            slot = Slot(
+                name=idle(kept), bundle=ref, rollout=wanted.rollout, activated_at=now, memory_bytes=memory_bytes
+            )
+            # From here on only `kept` is pointed to, so that the other slot may be written.
+            probation = None if on_probation else before.probation
+            narrowed = Placement(active=kept, probation=probation, answered=before.answered)
+            if narrowed != before:
+                self._state.models.put(ref.model, narrowed)
+            try:
+                self._slots.stage(slot, file)
+                model = Model(ref, self._slots.load(slot), inference_options(self._config))
+                model.meter = Meter(self._config.health)
+                receipt = self._sign(ref, wanted.rollout, "activated", "")
+                after = Placement(active=slot, previous=kept, probation=Probation(), starts=1, answered=wanted.revision)
+                self._serving.swap(ref.model, model, lambda: self._commit(ref.model, after, receipt, "activated", ""))
+            except BaseException:
+                if on_probation:  # its slot may be gone
+                    self._restore(ref.model)
+                raise
+        _LOG.info("activated %s", name_of(ref))
+        self._tell("activated", bundle=ref, rollout=wanted.rollout)
+
+    def roll_back(
+        self, model: str, reason: str, *, of: Slot | None = None, heal: bool = False, final: bool = False
+    ) -> None:
+        """Serve what served before, or nothing where there is nothing.
+
+        Args:
+            model: that has an active bundle.
+            reason: for the receipt.
+            of: the slot that is to blame; where another serves by now, nothing happens.
+            heal: the bundle is not to blame but its copy on this disk: it may come again at once.
+            final: never take this bundle again.
+
+        Raises:
+            RefusedError: the model has no active bundle.
+        """
+        with self.lock:
+            before = self._state.models.get(model)
+            bad, kept = before.active, before.previous
+            if of is not None and bad != of:
+                return
+            if bad is None:
+                raise RefusedError(f"{model} has no bundle on this device to roll back from")
+            loaded: Model | None = None
+            if kept is not None:
+                try:
+                    loaded = self._load(kept)
+                except (RefusedError, RuntimeModelError, MemoryError) as error:
+                    _LOG.warning("the slot before does not serve either: %s", error)
+                    kept = None
+            rollout = None if heal else bad.rollout  # a copy that the disk broke is no word on the bundle
+            receipt = self._sign(bad.bundle, rollout, "rolled-back", reason)
+            after = Placement(active=kept, answered=0 if heal else before.answered)
+
+            def commit() -> None:
+                with self._state.transaction():
+                    if not heal:
+                        self._state.models.add_rollback(bad.bundle, reason, final=final)
+                    self._commit(model, after, receipt, "rolled-back", reason)
+
+            self._serving.swap(model, loaded, commit)
+            self._drop(bad)
+        _LOG.warning("rolled back %s: %s", name_of(bad.bundle), reason)
+        self._tell("rolled-back", bundle=bad.bundle, reason=reason)
+
+    def remove(self, model: str, wanted: Wanted) -> None:
+        """Take a model off this device; a kill before the commit leaves it whole, one after it only litter."""
+
+        def commit() -> None:
+            with self._state.transaction():
+                self._state.close_window(model)
+                self._state.models.put(model, Placement(answered=wanted.revision))
+                self._state.event("removed", model, at=self._clock())
+
+        with self.lock:
+            self._serving.swap(model, None, commit)
+            self._slots.sweep(self._state.models.all())
+        self._tell("removed", model=model, rollout=wanted.rollout)
+
+    def answer(self, wanted: Wanted, ref: BundleRef, outcome: Outcome, reason: str) -> None:
+        """Answer a wish that changes nothing here."""
+        receipt = self._sign(ref, wanted.rollout, outcome, reason)
+        with self.lock, self._state.transaction():
+            placement = self._state.models.get(ref.model)
+            self._state.models.put(ref.model, msgspec.structs.replace(placement, answered=wanted.revision))
+            self._say(receipt, ref, outcome, reason)
+        self._tell(outcome, bundle=ref, rollout=wanted.rollout, **({"reason": reason} if outcome == "refused" else {}))
+
+    def observe(self, model: str, slot: Slot, tally: Tally) -> None:
+        """Remember how a bundle on probation does."""
+        with self.lock:
+            placement = self._state.models.get(model)
+            if placement.probation is not None and placement.active == slot:
+                after = msgspec.structs.replace(placement, probation=Probation(tally=tally))
+                self._state.models.put(model, after)
+
+    def forgive_starts(self) -> None:
+        """The agent ran well for a while, or ends well: its starts are no crashes."""
+        with self.lock, self._state.transaction():
+            for model in self._state.models.all():
+                self._note_starts(model, 0)
+
+    def settle(self, model: str, *, of: Slot) -> None:
+        """The bundle on probation in this slot is good."""
+        with self.lock:
+            placement = self._state.models.get(model)
+            if placement.active != of or placement.probation is None:
+                return
+            ref, rollout = of.bundle, of.rollout
+            receipt = self._sign(ref, rollout, "healthy", "")
+            with self._state.transaction():
+                self._state.models.put(model, msgspec.structs.replace(placement, probation=None, starts=0))
+                self._say(receipt, ref, "healthy", "")
+        self._tell("healthy", bundle=ref, rollout=rollout)
+
+    # Words.
+
+    def _commit(self, model: str, after: Placement, receipt: SignedReceipt, outcome: Outcome, reason: str) -> None:
+        with self._state.transaction():
+            self._state.close_window(model)
+            before = self._state.models.get(model)
+            self._state.models.put(model, after)
+            ref = (after if outcome == "activated" else before).active
+            if ref is not None:
+                self._say(receipt, ref.bundle, outcome, reason)
+
+    def _sign(self, ref: BundleRef, rollout: str | None, outcome: Outcome, reason: str) -> SignedReceipt:
+        """A receipt, signed before the transaction that sends it: signing takes a while."""
+        return self._identity.sign(
+            Receipt(
+                device=self._config.device,
+                rollout=rollout,
+                bundle=ref,
+                outcome=outcome,
+                reason=reason[:_REASON_CHARACTERS],
+                sent_at=self._clock(),
+            )
+        )
+
+    def _say(self, receipt: SignedReceipt, ref: BundleRef, outcome: Outcome, reason: str) -> None:
+        self._state.report(receipt)
+        text = name_of(ref) + (f": {reason[:_REASON_CHARACTERS]}" if reason else "")
+        self._state.event(outcome, text, at=self._clock())
+
+    def _drop(self, slot: Slot) -> None:
+        try:
+            self._slots.drop(slot)
+        except OSError as error:  # the next start sweeps it away
+            _LOG.warning("slot %s of %s cannot be emptied: %s", slot.name, slot.bundle.model, error)
+
+
+def name_of(ref: BundleRef) -> str:
+    """A bundle for people: `digits:3 int8`."""
+    return f"{ref.model}:{ref.version} {ref.variant}"
