@@ -4,6 +4,7 @@ MessagePack for everything that flows; JSON for retained state, so that `mosquit
 Unknown fields are ignored (old readers survive new writers); unknown types are refused.
 """
 
+import zlib
 from typing import TypeVar
 
 import msgspec
@@ -54,6 +55,29 @@ def decode_json(payload: bytes, kind: type[T], *, limit: int = limits.CONTROL_BY
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise MalformedError(f"not a {_name(kind)} message: {error}") from error
+
+
+def deflate(content: bytes) -> bytes:
+    """Content in zlib's format."""
+    return zlib.compress(content, 6)
+
+
+def inflate(packed: bytes, *, limit: int, what: str) -> bytes:
+    """Undo `deflate`, never making more than `limit` bytes.
+
+    Raises:
+        TooLargeError: it would be more.
+        MalformedError: not zlib's format, or cut short.
+    """
+    reader = zlib.decompressobj()
+    try:
+        content = reader.decompress(packed, limit + 1)
+    except zlib.error as error:
+        raise MalformedError(f"{what} cannot be unpacked: {error}") from error
+    check_size(content, limit, what)
+    if not reader.eof or reader.unused_data:
+        raise MalformedError(f"{what} is cut short, or more follows it")
+    return content
 
 
 def _name(kind: object) -> str:

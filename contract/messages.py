@@ -100,18 +100,18 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="gon
 
 
 class MetadataRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-request"):
-    """Ask for one file of TUF metadata, for example `2.root.json`, from a byte on."""
+    """Ask for one file of TUF metadata, for example `2.root.json`, from a byte of it, packed, on."""
 
     name: str
     offset: int = 0
 
 
 class MetadataReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="metadata-reply"):
-    """At most `limits.METADATA_PAGE_BYTES` of one file of TUF metadata.
+    """At most `limits.METADATA_PAGE_BYTES` of one file of TUF metadata, which travels packed (`codec.deflate`).
 
     Attributes:
-        content: from `offset` on; None where the repository has no such file.
-        size: bytes of the whole file.
+        content: of the packed file, from `offset` on; None where the repository has no such file.
+        size: bytes of the whole packed file.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Files of TUF metadata, fetched from the coordinator: page by page over MQTT, or whole over HTTPS.
 
-Never more than the caller's limit is asked for or held, whatever the other side sends.
+It travels packed (`codec.deflate`): the file that names every bundle shrinks to a seventh. Never more than the caller's
+limit is held, packed or not, whatever the other side sends.
 """
 
 import http.client
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from contract import limits
+from contract import codec, limits
+from contract.errors import MalformedError, TooLargeError
 from contract.messages import MetadataReply, MetadataRequest
 from edge_agent.errors import TrustError, UnavailableError
 from edge_agent.identity import server_tls
 from edge_agent.session import Link
 from edge_agent.trust import Fetch
 
+_PACKING_BYTES = 1024  # by which packing may make incompressible content larger
 _POLL_S = 0.25  # how soon a waiting request notices that the agent ends
 _TIMEOUT_S = 60.0
 _SCHEME = "Fieldfare-Device"  # as in contract.signatures, which would load `cryptography`
@@ -75,13 +78,13 @@ class Pages:
             reply = self._page(name, len(content))
             if reply.content is None:
                 return None
-            if max(reply.size, len(content) + len(reply.content)) > limit:
+            if max(reply.size, len(content) + len(reply.content)) > limit + _PACKING_BYTES:
                 raise TrustError(f"{name} has more than {limit} bytes")
             if len(reply.content) != min(limits.METADATA_PAGE_BYTES, reply.size - len(content)):
                 raise UnavailableError(f"{name} came in pages that do not fit together; it is asked for again")
             content += reply.content
             if len(content) == reply.size:
-                return content
+                return _unpacked(content, name, limit)
 
     def _page(self, name: str, offset: int) -> MetadataReply:
         answers: queue.Queue[MetadataReply] = queue.Queue(1)
@@ -119,7 +122,7 @@ def over_https(url: str, ca: Path, token: Callable[[], str]) -> Fetch:
             headers = {"Authorization": f"{_SCHEME} {token()}"}
             connection.request("GET", f"/v1/tuf/{urllib.parse.quote(name)}", headers=headers)
             response = connection.getresponse()
-            content = response.read(limit + 1)
+            content = response.read(limit + _PACKING_BYTES + 1)
         except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(f"cannot reach the coordinator at {url}: {error}") from error
         finally:
@@ -128,8 +131,17 @@ def over_https(url: str, ca: Path, token: Callable[[], str]) -> Fetch:
             return None
         if response.status != 200:
             raise UnavailableError(f"{url} did not give {name}: HTTP {response.status}")
-        if len(content) > limit:
+        if len(content) > limit + _PACKING_BYTES:
             raise TrustError(f"{name} has more than {limit} bytes")
-        return content
+        return _unpacked(content, name, limit)
 
     return fetch
+
+
+def _unpacked(content: bytes, name: str, limit: int) -> bytes:
+    try:
+        return codec.inflate(content, limit=limit, what=name)
+    except TooLargeError as error:
+        raise TrustError(f"{name} has more than {limit} bytes") from error
+    except MalformedError as error:
+        raise UnavailableError(str(error)) from error

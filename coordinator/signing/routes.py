@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
+from contract import codec
 from coordinator.answers import Body, answer
 from coordinator.errors import NotFoundError
 from coordinator.signing import repository
@@ -80,7 +81,7 @@ def devices(signing: Signing, storage: Storage, device: Callable[..., str]) -> A
             content = signing.metadata(connection, name)
         if content is None:
             raise NotFoundError(f"no metadata {name[:128]}")
-        return Response(content, media_type="application/json")
+        return Response(codec.deflate(content), media_type="application/json", headers={"Content-Encoding": "deflate"})
 
     return routes
 

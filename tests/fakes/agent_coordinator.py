@@ -125,7 +125,8 @@ class Coordinator:
             case messages.Gone():
                 self.gone.append(message)
             case messages.MetadataRequest(name=name, offset=offset):
-                whole = self.repository.files.get(name)
+                file = self.repository.files.get(name)
+                whole = codec.deflate(file) if file is not None else None
                 page = whole[offset:][: limits.METADATA_PAGE_BYTES] if whole is not None else None
                 reply = messages.MetadataReply(name=name, content=page, offset=offset, size=len(whole or b""))
                 self._send(topics.down(parsed.device, "metadata"), codec.encode(reply))

@@ -151,3 +151,21 @@ def test_a_full_block_fits_into_one_message() -> None:
     block = messages.UploadBlock(blob=BlobRef(SHA, 10**9), index=9999, count=9999, data=bytes(limits.BLOCK_BYTES))
     report = messages.Report(outbox="o" * 64, seq=2**53, body=block)
     assert codec.decode(codec.encode(report), messages.Report) == report
+
+
+@given(st.binary(max_size=2000))
+def test_what_was_packed_is_unpacked_and_nothing_beyond_the_limit(content: bytes) -> None:
+    packed = codec.deflate(content)
+    assert codec.inflate(packed, limit=len(content), what="it") == content
+    for broken in (packed[:-1], packed + b"x"):
+        with pytest.raises(MalformedError):
+            codec.inflate(broken, limit=len(content), what="it")
+    if content:
+        with pytest.raises(TooLargeError):
+            codec.inflate(packed, limit=len(content) - 1, what="it")
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_unpacking_fail_in_another_way(packed: bytes) -> None:
+    with contextlib.suppress(WireError):
+        codec.inflate(packed, limit=1000, what="it")

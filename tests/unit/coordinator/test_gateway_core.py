@@ -1,3 +1,4 @@
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,25 @@ def test_metadata_is_answered_file_by_file(stage: Stage) -> None:
     replies = [codec.decode(answer.payload, MetadataReply) for answer in answers]
     assert [reply.content is None for reply in replies] == [False, True, True]
     assert {answer.topic for answer in answers} == {topics.down("meter-1", "metadata")}
+
+
+def test_a_large_file_of_metadata_comes_in_pages_that_each_fit_a_message(stage: Stage) -> None:
+    stage.begin()
+    content = random.Random(1).randbytes(300_000)
+    with stage.engine.begin() as connection:
+        stage.signing._put(connection, "7.bundles.json", content, NOW)
+    packed, reply = b"", None
+    while reply is None or len(packed) < reply.size:
+        (answer,) = stage.send("metadata", MetadataRequest(name="7.bundles.json", offset=len(packed)))
+        assert len(answer.payload) <= limits.MESSAGE_BYTES
+        reply = codec.decode(answer.payload, MetadataReply)
+        assert (reply.offset, bool(reply.content)) == (len(packed), True)
+        packed += reply.content or b""
+    assert codec.inflate(packed, limit=300_000, what="it") == content
+    (answer,) = stage.send("metadata", MetadataRequest(name="7.bundles.json", offset=2**62))
+    assert codec.decode(answer.payload, MetadataReply).content == b""
+    assert stage.send("metadata", MetadataRequest(name="7.bundles.json", offset=-1)) == []
+    assert stage.core.counters.dropped() == {"malformed": 1}
 
 
 def test_a_device_gets_a_new_certificate_for_its_key_once_half_of_the_time_is_over(stage: Stage) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,13 @@ from coordinator.client import Client
 from coordinator.errors import InvalidError, SetupError
 from coordinator.files import read_token, write_private
 from coordinator.roles import signer as signer_role
-from coordinator.signing import ceremony, cli, keys, repository, tokens
+from coordinator.signing import ceremony, cli, keys, repository, signer, tokens
 from coordinator.signing.secrets import asking
 from coordinator.signing.signer import Policy, Signer
 from edge_agent import trust
 from edge_agent.errors import TrustError
 from tests.fakes.api_server import serving
+from tests.fakes.broker_process import eventually
 from tests.fakes.fleet_site import make_bundle
 
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
@@ -195,11 +197,11 @@ def test_the_coordinators_machine_has_no_key_that_root_or_targets_or_bundles_tru
         for file in (site.state / "pki" / "tuf").rglob("*.pem")
     ]
     assert len(stolen) == 2
-    assert trusted.isdisjoint(signer.public_key.keyid for signer in stolen)
+    assert trusted.isdisjoint(key.public_key.keyid for key in stolen)
     assert not (site.state / "signer").exists()
-    for signer in stolen:  # a thief with all that the coordinator has
+    for key in stolen:  # a thief with all that the coordinator has
         evil = repository.add_target(
-            chain.bundles, "bundles/evil/1/x", repository.Target(1, "0" * 64), custom={}, signer=signer, now=time.time()
+            chain.bundles, "bundles/evil/1/x", repository.Target(1, "0" * 64), custom={}, signer=key, now=time.time()
         )
         with site.services.storage.engine.begin() as connection:
             site.services.signing._put(connection, "3.bundles.json", evil, time.time())
@@ -401,6 +403,48 @@ def test_a_person_signs_where_the_policy_says_so_and_may_refuse(site: Production
     with pytest.raises(TrustError, match="names no target"):
         site.device("device").trusts(path)
     site.run("approve", waiting.id, "--signer-state", site.signer, "--yes", *site.there, fails=True)
+
+
+@pytest.mark.parametrize("policy", ["automatic", "person"])
+def test_the_signers_loop_signs_by_itself_only_where_the_policy_is_automatic(
+    site: Production, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    site.begin()
+    write_private(site.signer / "signer.toml", f'policy = "{policy}"\n'.encode())
+    stop = threading.Event()
+    ca, token = site.state / "pki" / "ca.crt", read_token(site.state / "tokens" / "signer")
+    arguments = (site.signer, site.client.url, ca, token)
+    loop = threading.Thread(target=signer.run, args=arguments, kwargs={"poll_s": 0.02, "stop": stop})
+    loop.start()
+    try:
+        assert eventually(lambda: "has no root metadata yet" in caplog.text, 60)
+        site.sign("alice", "bob")
+        site.publish()
+        path = site.register(1)
+        said = "wait for a person" if policy == "person" else f"signed {path}"
+        assert eventually(lambda: said in caplog.text, 60)
+        assert len(site.client.signing_requests()) == (1 if policy == "person" else 0)
+        if policy == "person":
+            site.approve()
+        assert site.device("device").trusts(path).size > 0
+    finally:
+        stop.set()
+        loop.join()
+
+
+def test_the_bundles_metadata_is_renewed_long_before_it_expires(site: Production) -> None:
+    site.begin()
+    site.sign("alice", "bob")
+    site.publish()
+    half_a_year = time.time() + 183 * 86400
+    keeper = Signer(site.signer)
+    assert keeper.begin(site.client, half_a_year)
+    assert keeper.work(site.client, half_a_year) == 0
+    chain = site.services.signing.chain()
+    assert chain is not None
+    version, expires = repository.version_and_expiry(chain.bundles)
+    assert (version, expires > half_a_year + 300 * 86400) == (2, True)
 
 
 def test_a_threshold_that_cannot_be_met_or_a_key_that_counts_twice_is_refused(site: Production) -> None:

@@ -1,5 +1,7 @@
 """Metadata page by page over MQTT and whole over HTTPS, and no more of it than was asked for."""
 
+import hashlib
+import random
 import ssl
 import threading
 from collections.abc import Iterator
@@ -7,13 +9,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from tuf.api.metadata import TargetFile, Targets
 
-from contract import limits, signatures
+from contract import codec, limits, signatures
 from contract.messages import MetadataReply, MetadataRequest, Up
 from coordinator import pki
-from edge_agent import metadata
+from coordinator.signing import repository as tuf
+from edge_agent import metadata, trust
 from edge_agent.errors import TrustError, UnavailableError
 from tests.fakes.agent_parts import FakeLink
+from tests.fakes.agent_repository import Repository
 
 PAGE = limits.METADATA_PAGE_BYTES
 
@@ -25,6 +30,7 @@ class Source:
         self.files = files
         self.lost = 0
         self.size: int | None = None
+        self.raw = False
         self.page = PAGE
         self.link = FakeLink(self.answer)
         self.stopping = threading.Event()
@@ -35,7 +41,8 @@ class Source:
         if self.lost:
             self.lost -= 1
             return
-        whole = self.files.get(message.name)
+        file = self.files.get(message.name)
+        whole = codec.deflate(file) if file is not None and not self.raw else file
         content = whole[message.offset :][: self.page] if whole is not None else None
         size = len(whole or b"") if self.size is None else self.size
         reply = MetadataReply(name=message.name, content=content, offset=message.offset, size=size)
@@ -46,7 +53,7 @@ class Source:
 
 @pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 5 * PAGE, limits.METADATA_BYTES])
 def test_a_file_of_any_size_comes_whole_though_answers_get_lost(size: int) -> None:
-    content = bytes(index % 251 for index in range(size))
+    content = random.Random(size).randbytes(size)  # which packing cannot make smaller
     source = Source({"2.bundles.json": content})
     source.lost = 2
     assert source.pages.fetch("2.bundles.json", limits.METADATA_BYTES) == content
@@ -57,14 +64,14 @@ def test_a_file_that_the_repository_lacks_is_none() -> None:
 
 
 def test_a_file_over_the_limit_is_refused_at_its_first_page() -> None:
-    source = Source({"timestamp.json": b"[" * 10 * PAGE})
+    source = Source({"timestamp.json": random.Random(1).randbytes(10 * PAGE)})
     with pytest.raises(TrustError, match=r"timestamp\.json has more than 16384 bytes"):
         source.pages.fetch("timestamp.json", limits.TIMESTAMP_BYTES)
     assert len(source.link.sent) == 1
 
 
 def test_a_size_that_is_not_the_contents_is_no_way_around_the_limit() -> None:
-    source = Source({"timestamp.json": b"[" * 1000})
+    source = Source({"timestamp.json": random.Random(1).randbytes(5000)})
     source.size = 10
     with pytest.raises((TrustError, UnavailableError)):
         source.pages.fetch("timestamp.json", 500)
@@ -72,11 +79,24 @@ def test_a_size_that_is_not_the_contents_is_no_way_around_the_limit() -> None:
 
 @pytest.mark.parametrize("page", [0, 1, PAGE - 1])
 def test_pages_without_end_are_given_up_at_the_first(page: int) -> None:
-    source = Source({"2.bundles.json": b"[" * 3 * PAGE})
+    source = Source({"2.bundles.json": random.Random(1).randbytes(3 * PAGE)})
     source.page = page
     with pytest.raises(UnavailableError, match="do not fit together"):
         source.pages.fetch("2.bundles.json", limits.METADATA_BYTES)
     assert len(source.link.sent) == 1
+
+
+def test_a_small_answer_that_unpacks_to_endless_data_is_cut_off() -> None:
+    source = Source({"timestamp.json": b"[" * 100_000_000})
+    with pytest.raises(TrustError, match="more than 16384 bytes"):
+        source.pages.fetch("timestamp.json", limits.TIMESTAMP_BYTES)
+
+
+def test_an_answer_that_cannot_be_unpacked_is_asked_for_again() -> None:
+    source = Source({"timestamp.json": b"{}"})
+    source.raw = True
+    with pytest.raises(UnavailableError, match="cannot be unpacked"):
+        source.pages.fetch("timestamp.json", limits.TIMESTAMP_BYTES)
 
 
 def test_silence_is_given_up() -> None:
@@ -90,12 +110,12 @@ def test_silence_is_given_up() -> None:
 
 
 class Web:
-    """An HTTPS server that pours out `size` bytes for every name, or says `status`."""
+    """An HTTPS server that gives `content` for every name, or pours out `endless` data, or says `status`."""
 
     def __init__(self, state: Path) -> None:
         pki.create(state)
         self.ca = state / "pki" / "ca.crt"
-        self.status, self.size = 200, 10
+        self.status, self.content = 200, codec.deflate(b"0123456789")
         self.asked: list[tuple[str, str]] = []
         web = self
 
@@ -105,15 +125,16 @@ class Web:
                 self.send_response(web.status)
                 self.end_headers()  # no length: it ends when it ends
                 try:
-                    for _ in range(web.size // 10):
-                        self.wfile.write(b"0123456789")
+                    self.wfile.write(web.content)
+                    while web.endless:
+                        self.wfile.write(bytes(65536))
                 except OSError:
-                    web.cut = True
+                    web.endless = False  # the other side hung up
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.cut = False
+        self.endless = False
         self.server = HTTPServer(("127.0.0.1", 0), Route)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(state / "pki" / "api.crt", state / "pki" / "api.key")
@@ -147,7 +168,7 @@ def test_metadata_comes_over_https_with_the_devices_token(web: Web) -> None:
 
 
 def test_endless_data_over_https_is_cut_off(web: Web) -> None:
-    web.size = 100 * 1024 * 1024
+    web.endless = True
     with pytest.raises(TrustError, match="more than 16384 bytes"):
         metadata.over_https(web.url, web.ca, lambda: "a.b")("timestamp.json", limits.TIMESTAMP_BYTES)
 
@@ -157,3 +178,22 @@ def test_a_server_of_another_authority_gets_no_token(web: Web, tmp_path: Path) -
     with pytest.raises(UnavailableError, match="cannot reach"):
         metadata.over_https(web.url, tmp_path / "other" / "pki" / "ca.crt", lambda: "a.b")("timestamp.json", 100)
     assert web.asked == []
+
+
+def test_a_repository_of_1500_bundles_is_looked_up_over_mqtt(tmp_path: Path) -> None:
+    repository = Repository()
+    bundles = tuf.read(repository.newest("bundles"), Targets)
+    for version in range(1, 1501):
+        digest = hashlib.sha256(str(version).encode()).hexdigest()
+        path = f"bundles/fashion-mnist/{version}/int8-{digest[:12]}.zip"
+        needs = {"hardware_classes": ["x86-64", "aarch64"], "min_runtime_version": "ai-edge-litert 2.3.0"}
+        custom = {"model": "fashion-mnist", "version": version, "variant": "int8", "blocks": digest, **needs}
+        bundles.targets[path] = TargetFile(version, {"sha256": digest}, path, {"custom": custom})
+    repository.put("bundles", tuf._next(bundles, repository.keys["bundles"][0], repository.now))
+    repository.publish()
+    repository.add("bundles/fashion-mnist/1501/int8-0123456789ab.zip", b"one more")
+    assert 400_000 < len(repository.newest("bundles")) < limits.METADATA_BYTES / 2
+    source = Source(repository.files)
+    target = trust.lookup(repository.bootstrap, tmp_path, path, source.pages.fetch)
+    assert (target.size, target.sha256, target.blocks) == (1500, digest, digest)
+    assert len(source.link.sent) == 5  # each file in one page, packed
