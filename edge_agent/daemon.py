@@ -31,8 +31,7 @@ from contract.messages import (
     check_desired,
 )
 from edge_agent import __version__, config, metadata, selftest, signing, trust
-from edge_agent.api import Api
-from edge_agent.api_server import ApiServer
+from edge_agent.apps import Apps
 from edge_agent.artifacts import Artifacts
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
@@ -47,12 +46,9 @@ from edge_agent.recovery import open_state
 from edge_agent.renewal import Renewal
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import runtime_version
-from edge_agent.samplestore import SampleStore
 from edge_agent.serving import Serving
 from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
-from edge_agent.sources.push import Pushes
-from edge_agent.sources.worker import SourceWorker
 from edge_agent.state import is_corruption
 from edge_agent.switch import Switch
 from edge_agent.transfer import Transfer
@@ -154,7 +150,15 @@ class Agent:
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
         self._monitor = Monitor(self._config, source=source, state=self._state, serving=self._serving, clock=time.time)
-        store = self._compose_apps(folder)
+        self._apps = Apps(
+            self._config,
+            folder,
+            serving=self._serving,
+            monitor=self._monitor,
+            state=self._state,
+            stopping=self._stopping,
+            tell=self._tell,
+        )
         self._rounds = Rounds(
             self._config,
             staging=folder.staging,
@@ -166,45 +170,15 @@ class Agent:
             clock=time.time,
             stopping=self._stopping,
             tell=self._tell,
-            store=store,
+            store=self._apps.store,
         )
-
-    def _compose_apps(self, folder: config.Folder) -> SampleStore | None:
-        pushes, store = Pushes(), None
-        if self._config.samples.quota_bytes:
-            store = SampleStore(
-                folder.samples,
-                quota_bytes=self._config.samples.quota_bytes,
-                keep_s=self._config.samples.keep_days * 86400,
-                clock=self._state.running_s,
-                event=lambda text: self._state.event("samples", text, at=time.time()),
-            )
-        self._kept = store.counts if store else dict
-        keep = store.add if store else None
-        api = Api(self._serving, record=self._monitor.record, add_samples=keep, push=pushes.offer)
-        self._api = ApiServer(api, self._config, folder.root)
-        self._sources = [
-            SourceWorker(
-                source,
-                serving=self._serving,
-                monitor=self._monitor,
-                state=self._state,
-                stopping=self._stopping,
-                pushes=pushes,
-                keep=keep,
-                clock=time.time,
-                tell=self._tell,
-            )
-            for source in self._config.sources
-        ]
-        return store
 
     def stop(self) -> None:
         """Ask the agent to end; `run` returns soon after."""
         self._stopping.set()
         self._wake_updater.set()
         self._wake_rounds.set()
-        self._api.stop()
+        self._apps.stop()
 
     def run(self) -> None:
         """Serve until `stop`.
@@ -219,11 +193,11 @@ class Agent:
                 ("probation", self._watch, threading.Event()),
                 ("infer", self._infer, threading.Event()),
                 ("train", self._train, self._wake_rounds),
-                ("api", self._serve_apps, threading.Event()),
+                ("api", self._apps.serve, threading.Event()),
                 ("renew", lambda _wake: self._renewal.work(), threading.Event()),
             )
         ]
-        workers += [threading.Thread(target=source.run, name=source.name) for source in self._sources]
+        workers += self._apps.threads()
         self._wake_rounds.set()  # an instruction may have survived the last run
         self._tell("started", device=self._config.device, bundles=self._serving.bundles())
         self._session.start()
@@ -287,10 +261,6 @@ class Agent:
         if isinstance(error, sqlite3.Error) and is_corruption(error):
             self._damage = error
             self.stop()
-
-    def _serve_apps(self, _wake: threading.Event) -> None:
-        with self._stopping.resting():
-            self._api.serve()
 
     def _await(self, wake: threading.Event) -> None:
         with self._stopping.resting():
@@ -400,7 +370,7 @@ class Agent:
             runtime_version=self._runtime_version,
             hardware_class=self._config.hardware_class,
             bundles=self._serving.bundles(),
-            samples=min(self._monitor.labelled() + sum(self._kept().values()), self._config.max_samples),
+            samples=min(self._monitor.labelled() + self._apps.kept(), self._config.max_samples),
             inferences=self._serving.inferences,
             dropped=self._state.dropped,
             sent_at=time.time(),

@@ -65,6 +65,7 @@ _RULES: dict[str, Callable[[Any], str]] = {
     "broker_port": _port,
     "api.http_port": _port_or_none,
     "url": _url,
+    "api.fallback_url": _url,
     "outbox.max_bytes": _outbox_bytes,
     **dict.fromkeys(
         (

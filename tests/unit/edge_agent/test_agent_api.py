@@ -17,12 +17,13 @@ import pytest
 
 from contract.errors import ContractError
 from edge_agent import api_server
+from edge_agent import client as client_module
 from edge_agent.client import Client, ClientError
 from edge_agent.errors import UnavailableError
 from edge_agent.serving import Inference, Model, Serving
 from edge_agent.sources.payload import PayloadOptions
 from edge_agent.sources.push import Pushes
-from tests.fakes import agent_bundles, agent_models
+from tests.fakes import agent_bundles, agent_models, triton_client
 from tests.fakes.agent_api import model, served
 from tests.fakes.broker_process import eventually, free_port
 
@@ -426,3 +427,30 @@ def test_a_device_that_keeps_no_samples_or_whose_disk_is_full_says_so(tmp_path: 
         with pytest.raises(ClientError, match="No space left on device") as refused:
             client.add_samples("thirds", x, y)
         assert refused.value.status == 507
+
+
+def test_what_nvidias_client_sends_is_answered(tmp_path: Path, serving: Serving) -> None:
+    """Its recorded bytes (tests/fakes/triton_client.py); it understood these answers when they were recorded."""
+    port = free_port()
+    answers = []
+    with (
+        served(tmp_path, serving, section={"http_port": port}),
+        socket.create_connection(("127.0.0.1", port), 60) as connection,
+    ):
+        connection.sendall(triton_client.GOLDEN.read_bytes())
+        connection.shutdown(socket.SHUT_WR)
+        stream = connection.makefile("rb")
+        while status := stream.readline():
+            headers = http.client.parse_headers(stream)
+            body = stream.read(int(headers["Content-Length"]))
+            length = headers["Inference-Header-Content-Length"]
+            answers.append((int(status.split()[1]), body, None if length is None else int(length)))
+        stream.close()
+    assert [status for status, _, _ in answers] == [200, 200, 200, 503, 200, 200, 200, 200, 200, 200, 200, 400]
+    for index in (8, 10):  # binary, then JSON
+        _, body, length = answers[index]
+        header, arrays = client_module._decode(body, None if length is None else str(length))
+        assert (length is None) == (index == 10)
+        assert (header["id"], header["model_version"]) == ("q7", "1")
+        assert arrays["class"].tolist() == [0, 2]
+        assert arrays["label"] == ["low", "high"]
