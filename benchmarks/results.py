@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,11 +28,13 @@ class Row:
         return self.goal is None or self.ours <= self.goal
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """The options that every benchmark has."""
+def arguments(description: str | None, *, groups: Iterable[str] = ()) -> argparse.Namespace:
+    """The options that every benchmark has; `--only` where there are groups to choose from."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a first look, with less work")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE as JSON")
+    if groups:
+        parser.add_argument("--only", action="append", choices=sorted(groups), metavar="NAME", help="one group of rows")
     return parser.parse_args()
 
 

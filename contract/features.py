@@ -106,19 +106,20 @@ class Meter:
         samples = len(values)
         flat = np.ascontiguousarray(values).reshape(samples, int(self._size))
         measured = np.empty((self._count, samples), np.float32)
+        scratch = np.empty_like(flat)  # one for all: what is written leaves the model's weights in the cache
         for place, column in self._columns:
             measured[place] = flat[:, column]
         if self._means or self._spreads:
             mean = _sum(flat) / self._size
             measured[self._means] = mean
         if self._spreads:
-            away = flat - mean[:, None]
-            measured[self._spreads] = np.sqrt(_sum(np.square(away, out=away)) / self._size)
+            np.subtract(flat, mean[:, None], out=scratch)
+            measured[self._spreads] = np.sqrt(_sum(np.square(scratch, out=scratch)) / self._size)
         if self._shares:
             at_least = _at_least(flat, self._edges)
             measured[self._shares] = (at_least[self._low] - at_least[self._high]) / self._size
         for place, measure in self._images:
-            measured[place] = measure(flat, self._shape)
+            measured[place] = measure(flat, self._shape, scratch)
         return measured.T
 
 
@@ -139,37 +140,38 @@ def _at_least(flat: np.ndarray, edges: np.ndarray) -> np.ndarray:
     Eight answers are added at a time, as the bytes of a word, up to 255 words: far faster than to add booleans.
     """
     samples, size = flat.shape
-    answers = np.zeros((len(edges), samples, -(-size // 8) * 8), bool)
-    np.greater_equal(flat, edges[:, None, None], out=answers[..., :size])
-    words = answers.view(np.uint64)
-    starts = range(0, words.shape[2], 255)
-    added = np.stack([np.add.reduce(words[..., start : start + 255], axis=2) for start in starts], axis=2)
+    answers = np.zeros((samples, -(-size // 8) * 8), bool)
+    words, answered = answers.view(np.uint64), answers[:, :size]
+    starts = range(0, words.shape[1], 255)
+    added = np.empty((len(edges), samples, len(starts)), np.uint64)
+    for edge, sums in zip(edges, added, strict=True):
+        np.greater_equal(flat, edge, out=answered)
+        for chunk, start in enumerate(starts):
+            np.add.reduce(words[:, start : start + 255], axis=1, out=sums[:, chunk])
     return np.einsum("ijk->ij", added.view(np.uint8), dtype=np.int32)
 
 
-def _sharpness(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _sharpness(flat: np.ndarray, shape: tuple[int, ...], scratch: np.ndarray) -> np.ndarray:
     """Neighbours are a row, or a pixel, apart in memory; what is beside the last row, or pixel, is none."""
     height, width, channels = shape
     row = width * channels
-    down = _differences(flat, row)
-    down.reshape(-1, height, row)[:, -1] = 0
-    across = _differences(flat, channels)
-    across.reshape(-1, *shape)[:, :, -1] = 0
-    pairs = np.float32(max((height - 1) * row, 1)), np.float32(max(height * (width - 1) * channels, 1))
-    return (_sum(down) / pairs[0] + _sum(across) / pairs[1]) / 2
+    _differences(flat, row, scratch)
+    scratch.reshape(-1, height, row)[:, -1] = 0
+    down = _sum(scratch) / np.float32(max((height - 1) * row, 1))
+    _differences(flat, channels, scratch)
+    scratch.reshape(-1, *shape)[:, :, -1] = 0
+    return (down + _sum(scratch) / np.float32(max(height * (width - 1) * channels, 1))) / 2
 
 
-def _differences(flat: np.ndarray, apart: int) -> np.ndarray:
+def _differences(flat: np.ndarray, apart: int, out: np.ndarray) -> None:
     """Absolute differences of all entries that are so far apart, also across rows; the last have no partner: 0."""
-    differences = np.empty_like(flat)
-    whole, out = flat.reshape(-1), differences.reshape(-1)
-    out[-apart:] = 0
-    np.subtract(whole[apart:], whole[:-apart], out=out[:-apart])
-    np.abs(differences, out=differences)
-    return differences
+    whole, differences = flat.reshape(-1), out.reshape(-1)
+    differences[-apart:] = 0
+    np.subtract(whole[apart:], whole[:-apart], out=differences[:-apart])
+    np.abs(out, out=out)
 
 
-def _tilt(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _tilt(flat: np.ndarray, shape: tuple[int, ...], _scratch: np.ndarray) -> np.ndarray:
     mass = flat.reshape(-1, *shape).sum(axis=3, dtype=np.float64)
     mass = mass - mass.min(axis=(1, 2), keepdims=True)
     total = np.maximum(mass.sum(axis=(1, 2)), 1e-12)
@@ -181,4 +183,7 @@ def _tilt(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return 0.5 * np.arctan2(2 * cross, rr - cc)
 
 
-_IMAGE: dict[type, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {Sharpness: _sharpness, Tilt: _tilt}
+_IMAGE: dict[type, Callable[[np.ndarray, tuple[int, ...], np.ndarray], np.ndarray]] = {
+    Sharpness: _sharpness,
+    Tilt: _tilt,
+}

@@ -16,7 +16,7 @@ from contract.transform import Transform
 from edge_agent.errors import NotFiniteError
 from edge_agent.runtime import Runtime
 
-_ROWS, _RING_BYTES = 256, 384 * 1024  # what waits to be counted; more would leave the processor's cache
+_ROWS, _RING_BYTES = 256, 512 * 1024  # what waits to be counted: rows, and bytes as float32
 
 
 class _Floats:
@@ -27,7 +27,7 @@ class _Floats:
         self._row, self._flat = list(self._ring), list(self._ring.reshape(rows, -1))
         self._single, self._quantize = SingleTransform(transform), runtime.quantizer()
 
-    def take(self, sample: np.ndarray, row: int) -> np.ndarray:
+    def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
         """Keep a sample in a row of the ring; its model input, until the next call."""
         with np.errstate(over="ignore", invalid="ignore"):
             self._row[row][...] = sample
@@ -48,7 +48,7 @@ class _Bytes:
         self._tensor = np.zeros((1, *runtime.input_shape), table.dtype)
         self._out = self._tensor.reshape(transform.spec.input_shape)
 
-    def take(self, sample: np.ndarray, row: int) -> np.ndarray:
+    def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
         """As _Floats."""
         self._row[row][...] = sample
         self._table.take(self._row[row], out=self._out, mode="clip")
@@ -71,7 +71,7 @@ class _Shifted:
         self._tensors = list(self._ring.view(table.dtype).reshape(rows, 1, *runtime.input_shape))
         self._shift = np.array(table.view(np.uint8)[0])
 
-    def take(self, sample: np.ndarray, row: int) -> np.ndarray:
+    def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
         """As _Floats."""
         np.add(sample, self._shift, out=self._row[row])
         return self._tensors[row]
@@ -122,6 +122,7 @@ class Steps:
         self._may_be_infinite = runtime.output_type.kind == "f"
         self._counter = Counter(spec)
         self._lane: _Floats | _Bytes | _Shifted = _Floats(transform, runtime, self._room)
+        self._keep, self._run = self._lane.keep, runtime.run
         self._dtype: np.dtype | None = None
         self.waiting = 0
 
@@ -141,7 +142,7 @@ class Steps:
         if sample.dtype is not self._dtype or sample.shape != self._shape:
             self._bind(sample)
         row = self.waiting
-        output = self._runtime.run(self._lane.take(sample, row))
+        output = self._run(self._keep(sample, row))
         if self._may_be_infinite and not math.isfinite(sum(output[0].tolist())):
             self._check(output)
         self._output[row][...] = output
@@ -161,6 +162,7 @@ class Steps:
         if (sample.dtype == np.uint8) != (self._dtype == np.uint8):
             self._count()
             self._lane = _lane(self._transform, self._runtime, self._room, sample.dtype)
+            self._keep = self._lane.keep
         self._dtype = sample.dtype
 
     def _check(self, output: np.ndarray) -> None:
