@@ -1,11 +1,11 @@
-# make demo | test | check | bench | deb | services; each sets up what it needs. PYTHON may name another interpreter.
+# make demo | test | check | bench | deb | fuzz | services; each sets up what it needs. PYTHON may name another interpreter.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test check bench deb services lock clean help
+.PHONY: demo test check bench deb fuzz services lock clean help
 
 help:
 	@sed -n 's/^# //p;s/^\([a-z]*\):.*## /  make \1: /p' Makefile
@@ -33,6 +33,9 @@ bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
 
 deb: $(READY) ## build the agent's Debian package into dist/
 	$(BIN)/python packaging/build_deb.py
+
+fuzz: $(READY) ## feed one million changed inputs to everything that reads bytes from others
+	$(BIN)/python -m benchmarks.fuzz
 
 services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, SoftHSM, and for the agent's packaging systemd-analyze, shellcheck, faketime
 	apt-get update

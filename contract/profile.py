@@ -75,7 +75,8 @@ def check_spec(spec: ProfileSpec) -> ProfileSpec:
     if counters > limits.PROFILE_COUNTERS:
         raise ProfileError(f"{counters} counters in a profile, at most {limits.PROFILE_COUNTERS} fit into a message")
     for name, edges in [*((f.name, f.edges) for f in spec.features), ("confidence", spec.confidence_edges)]:
-        values = np.asarray(edges, np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+            values = np.asarray(edges, np.float32)
         if not 1 <= len(values) < limits.PROFILE_BINS:
             raise ProfileError(f"{name}: {len(values)} edges, expected 1 to {limits.PROFILE_BINS - 1}")
         if not np.isfinite(values).all() or not (np.diff(values) > 0).all():

@@ -163,15 +163,20 @@ class Transform:
 def _check_shapes(spec: TransformSpec) -> tuple[int, ...]:
     shape = tuple(spec.input_shape)
     if not shape or any(size < 1 for size in shape):
-        raise TransformError(f"input shape {shape} needs positive sizes")
+        raise TransformError(f"input shape {shape[:9]} needs positive sizes")
+    if len(shape) > limits.SAMPLE_DIMENSIONS or math.prod(shape) > limits.SAMPLE_VALUES:
+        raise TransformError(
+            f"input shape {shape[:9]}: at most {limits.SAMPLE_DIMENSIONS} sizes and {limits.SAMPLE_VALUES} values"
+        )
     for step in spec.steps:
         if isinstance(step, Scale):
             _check_scale(step, shape)
         elif isinstance(step, Clip) and not step.low < step.high:
             raise TransformError(f"clip needs low < high, got {step.low} and {step.high}")
         elif isinstance(step, Reshape):
-            if any(size < 1 for size in step.shape) or math.prod(step.shape) != math.prod(shape):
-                raise TransformError(f"cannot reshape {shape} to {tuple(step.shape)}")
+            fits = len(step.shape) <= limits.SAMPLE_DIMENSIONS and math.prod(step.shape) == math.prod(shape)
+            if not fits or any(size < 1 for size in step.shape):
+                raise TransformError(f"cannot reshape {shape} to {tuple(step.shape[:9])}")
             shape = tuple(step.shape)
     for feature in spec.features:
         features.check(feature, shape)

@@ -46,6 +46,7 @@ _DAMAGE = frozenset(
         sqlite3.SQLITE_FORMAT,
     }
 )
+_WAITING = 100  # instructions; the coordinator sends what has no answer again
 _REMEMBERED = 1000  # events, and names of instructions that are done
 
 
@@ -315,9 +316,11 @@ class State:
     # Instructions.
 
     def add_instruction(self, instruction: Instruction, *, at: float) -> bool:
-        """Remember work to do; False where it is known already."""
+        """Remember work to do; False where it is known already, or where a hundred others wait for their turn."""
         with self.transaction():
             if self._rows("select 1 from instructions where id = ?", instruction.id):
+                return False
+            if self._rows("select count(*) from instructions where done = 0")[0][0] >= _WAITING:
                 return False
             self._rows("insert into instructions values (?, ?, 0, ?)", instruction.id, codec.encode(instruction), at)
             old = "delete from instructions where done = 1 and rowid <= (select max(rowid) from instructions) - ?"

@@ -92,7 +92,7 @@ def test_tilt_follows_the_rotation_of_a_line() -> None:
         (TransformSpec(input_shape=[2], steps=[Scale([0.0], [0.0])], features=[]), "zero"),
         (TransformSpec(input_shape=[2], steps=[Scale([0.0], [1e-60])], features=[]), "zero"),
         (TransformSpec(input_shape=[2], steps=[Scale([1e60], [1.0])], features=[]), "finite"),
-        (TransformSpec(input_shape=[2**33, 2**32], steps=[Reshape([2**32, 2**34])], features=[]), "cannot reshape"),
+        (TransformSpec(input_shape=[2**33, 2**32], steps=[Reshape([2**32, 2**34])], features=[]), "at most"),
         (TransformSpec(input_shape=[2], steps=[Scale([0.0] * 3, [1.0])], features=[]), "entries"),
         (TransformSpec(input_shape=[2], steps=[Clip(1.0, 1.0)], features=[]), "low < high"),
         (TransformSpec(input_shape=[2], steps=[Reshape([3])], features=[]), "cannot reshape"),
@@ -125,3 +125,14 @@ def test_input_that_does_not_fit_is_refused(raw: np.ndarray, message: str) -> No
 def test_any_bytes_are_a_spec_or_refused(data: bytes) -> None:
     with contextlib.suppress(ContractError):
         Transform(transform.decode(data))
+
+
+@pytest.mark.parametrize("shape", [[1] * 9, [4] * 8 + [4] * 4, [2**40], [2**62, 2**62]])
+def test_a_sample_of_absurd_size_is_refused(shape: list[int]) -> None:
+    with pytest.raises(TransformError, match="at most"):
+        Transform(TransformSpec(input_shape=shape, steps=[], features=[Mean("m")]))
+
+
+def test_a_reshape_to_too_many_axes_is_refused() -> None:
+    with pytest.raises(TransformError, match="cannot reshape"):
+        Transform(TransformSpec(input_shape=[4], steps=[Reshape([1] * 30 + [4])], features=[Mean("m")]))

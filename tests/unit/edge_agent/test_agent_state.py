@@ -87,6 +87,13 @@ def test_of_the_instructions_that_are_done_only_the_newest_are_remembered(state:
     assert [instruction.id for instruction in [state.next_instruction()] if instruction] == ["i0"]
 
 
+def test_a_flood_of_instructions_does_not_fill_the_disk(state: State) -> None:
+    assert sum(state.add_instruction(_instruction(f"i{number}"), at=float(number)) for number in range(150)) == 100
+    state.instruction_done("i0")
+    assert state.add_instruction(_instruction("i149"), at=149.0)
+    assert not state.add_instruction(_instruction("i148"), at=148.0)
+
+
 def test_an_exception_undoes_everything_of_its_transaction_also_the_nested_parts(state: State) -> None:
     def change() -> None:
         with state.transaction():
