@@ -167,27 +167,41 @@ class Ceremony:
         return [self._look(path) for path in [*published, *self._staged_files()]]
 
     def contents(self) -> dict[str, dict[str, str]]:
-        """What is staged, in words: what somebody signs for."""
+        """What is staged, in words: what somebody signs for, and what was before where that changes.
+
+        Names are what the folder says, and may lie; each key's id is beside it.
+        """
         found = {}
         for path in self._staged_files():
             content, role = path.read_bytes(), path.name.split(".")[1]
+            before = self._newest_in(self._published, role)
             _, expires = repository.version_and_expiry(content)
             facts = {"expires": time.strftime("%Y-%m-%d", time.gmtime(expires))}
             for held in (*PEOPLE, *ONLINE_ROLES) if role == "root" else (BUNDLES,):
-                holders = repository.holders(content, held)
-                names = self._names([key.keyid for key in holders.keys])
-                facts[held] = f"{holders.threshold} of {', '.join(names)}"
+                facts[held] = self._holders_in_words(content, held)
+                was = self._holders_in_words(before.read_bytes(), held) if before is not None else facts[held]
+                if was != facts[held]:
+                    facts[held] += f" (was {was})"
             found[path.name] = facts
         return found
+
+    def _holders_in_words(self, content: bytes, role: str) -> str:
+        holders, names = repository.holders(content, role), self.known()
+        keys_ = [f"{names.get(key.keyid, 'unknown')} {key.keyid[:16]}" for key in holders.keys]
+        return f"{holders.threshold} of {', '.join(keys_)}"
 
     def known(self) -> dict[str, str]:
         """Key id to name of the public keys here."""
         return {keys.public(path).keyid: path.stem for path in sorted(self._public.glob("*.pub"))}
 
     def introduce(self, name: str, key: Key) -> None:
-        """Keep a public key, so that people see its name."""
+        """Keep a public key, so that people see its name; one that follows another of that name gets a number."""
         self._public.mkdir(parents=True, exist_ok=True, mode=0o700)
-        keys.write_public(self._public / f"{name}.pub", key)
+        path, number = self._public / f"{name}.pub", 1
+        while path.exists() and keys.public(path).keyid != key.keyid:
+            number += 1
+            path = self._public / f"{name}-{number}.pub"
+        keys.write_public(path, key)
 
     # publishing
 

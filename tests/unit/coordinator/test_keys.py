@@ -1,6 +1,7 @@
 """Ceremonies as people hold them: `fieldfare keys` against a coordinator in production, and devices that follow."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,14 @@ def test_a_holder_is_replaced_by_the_holders_before_and_after(site: Production) 
         ("root 1", ["alice"], ["bob"]),
         ("root 2", ["alice"], ["carol"]),
     ]
+    carol_id, bob_id = (keys.public(site.public(name)).keyid[:16] for name in ("carol", "bob"))
+    told = CliRunner().invoke(
+        cli.app, ["sign", "--folder", str(site.stick), "--keys", str(site.root / "carol")], input="n\n"
+    )
+    assert told.exit_code == 1
+    (line,) = [line for line in told.output.splitlines() if line.startswith("  root: ")]
+    assert f"carol {carol_id} (was 2 of alice" in line
+    assert f"bob {bob_id})" in line
     site.sign("carol")
     assert "by root 1: bob" in str(site.publish(fails=True).exception)
     site.sign("bob")
@@ -289,6 +298,8 @@ def test_stolen_online_keys_are_replaced_and_devices_follow(site: Production) ->
     for role in ("snapshot", "timestamp"):
         new = ["--add", site.root / "online" / f"{role}.pub"]
         site.run("rotate", role, "--folder", site.stick, "--keys", site.root / "alice", *new)
+    told = CliRunner().invoke(cli.app, ["sign", "--folder", str(site.stick)], input="n\n")
+    assert re.search(r"snapshot: 1 of snapshot-2 \w+ \(was 1 of snapshot \w+\)", told.output)
     site.sign("alice", "bob")
     site.publish()
     assert device.trusts(path).size > 0

@@ -25,7 +25,7 @@ from edge_agent import config as agent_config
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-HOW_TO = (ROOT / "docs" / "how-to.md").read_text()
+HOW_TO = "\n".join((ROOT / "docs" / name).read_text() for name in ("how-to.md", "how-to-keys.md"))
 
 
 def commands() -> Iterator[str]:
