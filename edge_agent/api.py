@@ -47,7 +47,7 @@ class Api:
         self,
         serving: Serving,
         *,
-        record: Callable[[Model, Inference], None],
+        record: Callable[[Model, Inference | None], None],
         add_samples: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
         forward: Callable[[str, bytes, str | None], Answer] | None = None,
         push: Callable[[str, bytes], None] | None = None,
@@ -56,7 +56,7 @@ class Api:
 
         Args:
             serving: the models.
-            record: counts an inference for the profile.
+            record: counts an inference for the profile; None is one `Model.step`.
             add_samples: keeps labelled samples of a model: raw samples and their int64 labels; None keeps none.
             forward: asks the cloud for what cannot be served here: model, body, length of its JSON part.
             push: queues a body for the source of a name.
@@ -176,20 +176,27 @@ class Api:
         known = {output.name for output in _metadata(model).outputs}
         if not known.issuperset(wanted):
             raise ApiError(400, f"outputs are {', '.join(sorted(known))}; asked for {', '.join(wanted)[:200]}")
-        result = model.infer(x)
-        self._record(model, result)
-        classes = result.probabilities.argmax(axis=1)
+        if len(x) == 1:
+            output = model.step(x[0])
+            self._record(model, None)
+            probabilities, logits = model.probabilities(output), model.read(output)
+        else:
+            result = model.infer(x)
+            self._record(model, result)
+            probabilities = result.probabilities
+            logits = model.logits(x) if "logits" in wanted else probabilities
+        classes = probabilities.argmax(axis=1)
         made: dict[str, np.ndarray | list[str]] = {}
         for name in wanted:
             match name:
                 case "probabilities":
-                    made[name] = result.probabilities
+                    made[name] = probabilities
                 case "label":
                     made[name] = [model.labels[index] for index in classes]
                 case "class":
                     made[name] = classes.astype(np.int64)
                 case _:
-                    made[name] = model.logits(x)
+                    made[name] = logits
         return made
 
     def _elsewhere(self, name: str, body: bytes, header_length: str | None, error: Exception) -> Answer:

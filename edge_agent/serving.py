@@ -118,6 +118,10 @@ class Model:
         """Calibrated probabilities of outputs in the model's own type, shape (n, classes)."""
         return softmax(self._runtime.dequantize(outputs), self._temperature)
 
+    def read(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs in the model's own type as float32: the logits."""
+        return self._runtime.dequantize(outputs)
+
     def take(self) -> Counts:
         """Counts of all steps since the last call, on the bundle's bins."""
         return self._steps.take()

@@ -129,21 +129,33 @@ class SourceWorker:
         if batch.x is not None:
             try:
                 x = payload.fit(batch.x, model.input_shape, batch.y)
-                inference, rows = self._infer(model, x)
+                if len(x) == 1 and not batch.position:
+                    rows = self._step(model, x[0])
+                else:
+                    inference, rows = self._infer(model, x)
                 self._keep_labelled(model, x[rows], None if batch.y is None else batch.y[rows])
             except SampleError as error:
                 self._pass_over(len(batch.x) if batch.x.ndim > 1 else 1, str(error))
-        counted = 0 if inference is None else len(rows)
         progress = msgspec.structs.replace(
             self._progress,
             position=batch.position or self._progress.position,
-            samples=self._progress.samples + counted,
+            samples=self._progress.samples + len(rows),
         )
         if batch.position:  # counted and remembered together, so that a kill neither loses nor repeats a sample
             self._monitor.count(model, inference, lambda: self._state.put(self.name, progress))
         elif inference is not None:
             self._monitor.record(model, inference)
         self._progress = progress
+
+    def _step(self, model: Model, sample: np.ndarray) -> np.ndarray:
+        """Infer and count one sample the short way; which rows could be inferred."""
+        try:
+            model.step(sample)
+        except (ContractError, RuntimeModelError) as error:
+            self._pass_over(1, str(error))
+            return np.zeros(0, np.intp)
+        self._monitor.record(model, None)
+        return np.arange(1)
 
     def _infer(self, model: Model, x: np.ndarray) -> tuple[Inference | None, np.ndarray]:
         """Infer what can be inferred, and which rows those are."""

@@ -33,7 +33,7 @@ def served(
     folder: Path,
     serving: Serving,
     *,
-    record: Callable[[Model, Inference], None] = lambda _model, _inference: None,
+    record: Callable[[Model, Inference | None], None] = lambda _model, _inference: None,
     request_s: float = 15.0,
     section: dict[str, Any] | None = None,
     **parts: Any,

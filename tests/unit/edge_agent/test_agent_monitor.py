@@ -1,5 +1,6 @@
 """Sample files become counts: each once, in windows of the right size, also across a crash."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -279,3 +280,62 @@ def test_the_source_waits_until_it_is_said_which_of_several_models_it_feeds(part
     monitor = Monitor(config, source=source, state=parts.state, serving=parts.serving, clock=lambda: parts.now)
     _run(monitor, parts)
     assert [window.bundle_sha256 for window in _windows(parts)] == [ref.sha256]
+
+
+def test_what_apps_ask_for_is_counted_once_across_a_swap_and_a_disk_that_is_full(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = _monitor(parts)
+    x, _ = agent_models.samples(60, seed=0)
+    old = parts.serving.get("thirds")
+    assert old is not None
+    with parts.serving.use("thirds") as model:
+        for sample in x[:20]:
+            model.step(sample)
+            monitor.record(model, None)
+        monitor.record(model, model.infer(x[20:30]))
+    other = agent_bundles.make(version=2)
+    new = Model(agent_bundles.ref(other), unpack(other), RuntimeOptions())
+    parts.serving.swap("thirds", new)
+    with parts.serving.use("thirds") as model:
+        for sample in x[30:45]:
+            model.step(sample)
+            monitor.record(model, None)
+    assert _windows(parts) == []
+    with monkeypatch.context() as full:
+        full.setattr(parts.state, "set_window", _full_disk)
+        with parts.serving.use("thirds") as model:
+            monitor.record(model, model.infer(x[45:60]))  # a window's worth; it cannot be written
+        with pytest.raises(sqlite3.OperationalError):
+            monitor.flush()
+    parts.now += 2.0
+    monitor.tick()
+    parts.now += CONFIG.window_idle_s
+    monitor.tick()
+    windows = _windows(parts)
+    assert [(window.bundle_sha256, window.counts.samples) for window in windows] == [
+        (old.ref.sha256, 30),
+        (new.ref.sha256, 30),
+    ]
+    assert windows[0].counts == old.count(old.infer(x[:30]), slice(0, 30))
+    assert (parts.state.get("inferences", int, 0), parts.serving.inferences) == (60, 60)
+
+
+def test_where_the_disk_takes_nothing_for_long_memory_does_not_grow(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = _monitor(parts)
+    x, _ = agent_models.samples(10, seed=0)
+    monkeypatch.setattr(parts.state, "set_window", _full_disk)
+    with parts.serving.use("thirds") as model:
+        made = model.infer(x)
+        for _ in range(200):
+            monitor.record(model, made)
+            model.step(x[0])
+            monitor.record(model, None)
+            assert monitor._rows <= 8 * CONFIG.window_samples
+            assert sum(len(waiting.inferences) for waiting in monitor._waiting.values()) <= 8 * CONFIG.window_samples
+
+
+def _full_disk(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
