@@ -6,6 +6,7 @@ Up (channel: type)              Down (channel: type)
     metadata: MetadataRequest       ack:      Ack
     pull:     BlockRequest          round:    Instruction
     report:   Report                renew:    RenewalReply
+                                    command:  Command
     renew:    RenewalRequest
 
 `Report` is the only durable message. The agent keeps each one in its outbox until the coordinator has committed
@@ -222,6 +223,23 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     expires_at: float
 
 
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="command"):
+    """What an operator asks of a device now.
+
+    Attributes:
+        id: unique; a device that sees it twice does it once.
+        kind: `log-level` logs more or less for a while, `diagnostics` wants an archive that explains the device.
+        level, seconds: of `log-level`.
+        expires_at: seconds since the epoch, coordinator clock; nobody waits for it later.
+    """
+
+    id: str
+    kind: Literal["log-level", "diagnostics"]
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    seconds: float = 0.0
+    expires_at: float
+
+
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="receipt"):
     """A device's word on a bundle: activated, then healthy or rolled back; or refused and why.
 
@@ -295,7 +313,15 @@ class RoundReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     counts: Counts | None
 
 
-Body = SignedReceipt | Alert | ProfileWindow | UploadBlock | RoundReply
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="command-reply"):
+    """The answer to a Command: `error` is empty where it succeeded, `content` the archive (zip) where one was asked."""
+
+    command: str
+    error: str
+    content: bytes = b""
+
+
+Body = SignedReceipt | Alert | ProfileWindow | UploadBlock | RoundReply | CommandReply
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="report"):

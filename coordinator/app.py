@@ -13,12 +13,13 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from contract.messages import Alert, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
+from contract.messages import Alert, CommandReply, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from coordinator import api, config, overview, records
 from coordinator.broker import revoked
 from coordinator.config import Config
 from coordinator.errors import SetupError
 from coordinator.fleet import routes as fleet_routes
+from coordinator.fleet.device_commands import Commands
 from coordinator.fleet.revocation import Revocation
 from coordinator.fleet.service import Fleet
 from coordinator.gateway.core import Handler
@@ -56,6 +57,7 @@ class Services:
     registry: Registry
     jobs: Jobs
     fleet: Fleet
+    commands: Commands
     signing: Signing
     rollouts: Rollouts
     rounds: Rounds
@@ -75,6 +77,7 @@ def compose(state: Path) -> Services:
     signing = Signing(storage, state / "pki" / "tuf")
     authority = Authority.load(state)
     fleet = Fleet(storage, settings, authority)
+    commands = Commands(storage)
     jobs = Jobs(storage, state / "jobs")
     rounds = Rounds(storage, jobs=jobs, cohort=fleet.members, smallest_cohort=settings.smallest_cohort)
     rollouts = Rollouts(storage, fleet, signing)
@@ -86,9 +89,17 @@ def compose(state: Path) -> Services:
         ProfileWindow: monitoring.on_profile_window,
         UploadBlock: rounds.on_upload_block,
         RoundReply: rounds.on_round_reply,
+        CommandReply: commands.on_reply,
     }
     gateway = Gateway(
-        settings, state, storage=storage, fleet=fleet, signing=signing, handlers=handlers, instructions=rounds
+        settings,
+        state,
+        storage=storage,
+        fleet=fleet,
+        signing=signing,
+        handlers=handlers,
+        instructions=rounds,
+        commands=commands,
     )
     revocation = Revocation(
         storage,
@@ -103,6 +114,7 @@ def compose(state: Path) -> Services:
         registry=Registry(storage, signing.request),
         jobs=jobs,
         fleet=fleet,
+        commands=commands,
         signing=signing,
         rollouts=rollouts,
         rounds=rounds,
@@ -125,7 +137,7 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
         operator=[
             registry_routes.router(services.registry, storage.blobs),
             job_routes.router(services.jobs),
-            fleet_routes.router(services.fleet),
+            fleet_routes.router(services.fleet, services.commands),
             rollout_routes.router(services.rollouts),
             round_routes.router(services.rounds, storage),
             monitoring_routes.router(services.monitoring, storage),

@@ -20,6 +20,7 @@ from coordinator.records import (
     Alert,
     Bundle,
     Device,
+    DeviceCommand,
     DeviceToken,
     Gate,
     Job,
@@ -323,6 +324,40 @@ class Client(Transport):
     def revoke_device(self, name: str, reason: str = "") -> Device:
         """End what a device may do; the broker cuts it off within seconds."""
         return self.post(f"/v1/devices/{name}/revoke", Device, {"reason": reason})
+
+    def set_log_level(self, name: str, level: str, seconds: float) -> DeviceCommand:
+        """Ask a device to log from this level on for so long."""
+        return self.post(f"/v1/devices/{name}/log-level", DeviceCommand, {"level": level, "seconds": seconds})
+
+    def diagnose(self, name: str) -> DeviceCommand:
+        """Ask a device for a diagnostics archive; `wait_command`, then `diagnostics`."""
+        return self.post(f"/v1/devices/{name}/diagnostics", DeviceCommand)
+
+    def commands(self, name: str) -> list[DeviceCommand]:
+        """What was asked of a device, newest first."""
+        return self.get(f"/v1/devices/{name}/commands", list[DeviceCommand])
+
+    def wait_command(self, command: DeviceCommand, *, timeout_s: float, poll_s: float = 0.2) -> DeviceCommand:
+        """Wait for a device's answer.
+
+        Raises:
+            UnreachableError: it did not come in time; it may come later.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.get(f"/v1/devices/{command.device}/commands/{command.id}", DeviceCommand)
+            if found.answered_at is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    f"{command.device} has not answered in {timeout_s:g} s; it will once it is connected: "
+                    f"fieldfare devices commands {command.device}"
+                )
+            time.sleep(poll_s)
+
+    def diagnostics(self, command: DeviceCommand) -> bytes:
+        """The archive that came in answer: a zip."""
+        return self.send("GET", f"/v1/devices/{command.device}/commands/{command.id}/archive").content
 
     # rollouts
 

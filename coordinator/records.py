@@ -139,6 +139,31 @@ class DeviceAlert(msgspec.Struct, frozen=True, kw_only=True):
     received_at: float
 
 
+class DeviceCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asked of a device.
+
+    Attributes:
+        kind: `log-level` or `diagnostics`.
+        level, seconds: of `log-level`.
+        sent_at: the broker has it; None before.
+        answered_at: the device has done it, or said in `error` why not; None before.
+        sha256, size: of the archive that came in answer, a blob.
+    """
+
+    id: str
+    device: str
+    kind: str
+    level: str
+    seconds: float
+    created_at: float
+    expires_at: float
+    sent_at: float | None
+    answered_at: float | None
+    error: str
+    sha256: str | None
+    size: int
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """An enrolled, expected or revoked agent.
 

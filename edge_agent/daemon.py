@@ -20,6 +20,7 @@ from contract import codec, limits, topics
 from contract.errors import MalformedError, TopicError, WireError
 from contract.messages import (
     Ack,
+    Command,
     Desired,
     Hello,
     Instruction,
@@ -43,6 +44,7 @@ from edge_agent.notify import Notifier
 from edge_agent.outbox import Flow
 from edge_agent.probation import Probations
 from edge_agent.recovery import open_state
+from edge_agent.remote import Remote
 from edge_agent.renewal import Renewal
 from edge_agent.rounds import Rounds
 from edge_agent.runtime_backend import runtime_version
@@ -64,8 +66,21 @@ _EXPIRE_S = 600.0
 class Agent:
     """Everything between the folder on disk and the broker."""
 
-    def __init__(self, folder: config.Folder, *, tell: Tell = silent, notifier: Notifier | None = None) -> None:
-        """Open the folder and restore what served; `tell` hears what happens, `notifier` what a supervisor wants.
+    def __init__(
+        self,
+        folder: config.Folder,
+        *,
+        tell: Tell = silent,
+        notifier: Notifier | None = None,
+        log: Callable[[], str] = str,
+    ) -> None:
+        """Open the folder and restore what served.
+
+        Args:
+            folder: of the agent.
+            tell: hears what happens.
+            notifier: hears what a supervisor wants to know.
+            log: gives the newest lines of the log.
 
         Raises:
             ConfigError: the folder is not usable.
@@ -115,6 +130,7 @@ class Agent:
             tell=self._tell,
         )
         self._flow = Flow(retry_s=self._config.retry_s)
+        self._remote = Remote(folder.root, state=self._state, stopping=self._stopping, log=log, tell=self._tell)
         self._compose(folder)
         self._switch.restore()
         self._hello_at = self._expire_at = 0.0
@@ -178,6 +194,7 @@ class Agent:
         self._stopping.set()
         self._wake_updater.set()
         self._wake_rounds.set()
+        self._remote.wake.set()
         self._apps.stop()
 
     def run(self) -> None:
@@ -195,6 +212,7 @@ class Agent:
                 ("train", self._train, self._wake_rounds),
                 ("api", self._apps.serve, threading.Event()),
                 ("renew", lambda _wake: self._renewal.work(), threading.Event()),
+                ("remote", self._remote.work, self._remote.wake),
             )
         ]
         workers += self._apps.threads()
@@ -333,6 +351,8 @@ class Agent:
                 instruction = codec.decode(payload, Instruction, limit=limits.CONTROL_BYTES)
                 if self._state.add_instruction(instruction, at=time.time()):
                     self._wake_rounds.set()
+            case topics.DeviceTopic(self._config.device, "down", "command"):
+                self._remote.accept(codec.decode(payload, Command, limit=limits.CONTROL_BYTES))
             case _:
                 raise TopicError(f"nobody reads {topic[:120]}")
 
@@ -377,8 +397,8 @@ class Agent:
         )
 
 
-def run(root: Path, *, tell: Tell = silent) -> None:
-    """Run the agent of a folder until SIGTERM or SIGINT; `tell` hears what happens.
+def run(root: Path, *, tell: Tell = silent, log: Callable[[], str] = str) -> None:
+    """Run the agent of a folder until SIGTERM or SIGINT; `tell` hears what happens, `log` gives the newest log lines.
 
     Raises:
         ConfigError: the folder is not usable, or another agent runs in it.
@@ -392,7 +412,7 @@ def run(root: Path, *, tell: Tell = silent) -> None:
         if not locked(lock):
             raise ConfigError(f"{root}: another agent runs in this folder; stop it first")
         sweep(folder.staging, older_than=time.time() - _STALE_S)
-        agent = Agent(folder, tell=tell, notifier=Notifier.from_environment())
+        agent = Agent(folder, tell=tell, notifier=Notifier.from_environment(), log=log)
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from contract import codec, limits
-from contract.messages import Alert, Body, Dropped, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
+from contract.messages import Alert, Body, CommandReply, Dropped, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from edge_agent.config import Outbox as Bounds
 
 SCHEMA = """
@@ -19,7 +19,14 @@ create table if not exists outbox (
     samples integer not null, part text not null, at real not null);
 create index if not exists outbox_order on outbox (priority, seq, size, samples, part, at);
 """
-_PRIORITY: dict[type, int] = {SignedReceipt: 0, Alert: 1, ProfileWindow: 2, UploadBlock: 3, RoundReply: 3}
+_PRIORITY: dict[type, int] = {
+    SignedReceipt: 0,
+    Alert: 1,
+    ProfileWindow: 2,
+    UploadBlock: 3,
+    RoundReply: 3,
+    CommandReply: 3,
+}
 _COUNTED = ("receipts", "alerts", "windows", "rounds")  # by priority, fields of Dropped
 _ENVELOPE_BYTES = 1024  # of a Report around its body
 _WINDOWS_SHARE = 0.75  # of the bytes; beyond it windows should grow instead of closing

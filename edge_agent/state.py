@@ -344,6 +344,10 @@ class State:
             self._rows("insert into events (at, kind, text) values (?, ?, ?)", at, kind, text)
             self._rows("delete from events where id <= (select max(id) from events) - ?", _REMEMBERED)
 
+    def events(self, limit: int) -> list[Event]:
+        """The newest events, newest first."""
+        return [Event(*row) for row in self._rows("select at, kind, text from events order by id desc limit ?", limit)]
+
     def last_event(self, kind: str) -> Event | None:
         """The newest event of a kind."""
         rows = self._rows("select at, kind, text from events where kind = ? order by id desc limit 1", kind)

@@ -9,7 +9,7 @@ import typer
 from coordinator.commands import STATE, AsJson, State, connect, moment, print_json, print_table
 
 if TYPE_CHECKING:
-    from coordinator.records import Device
+    from coordinator.records import Device, DeviceCommand
 
 app = typer.Typer(
     help="Devices: expect them, list them, look at one, revoke one.",
@@ -126,6 +126,82 @@ def revoke(
         print_json(device)
     else:
         typer.echo(f"{name}: revoked {moment(device.revoked_at)}")
+
+
+Wait = Annotated[float, typer.Option(help="Seconds to wait for the device's answer; 0 does not wait.")]
+
+
+@app.command("log-level")
+def log_level(
+    name: str,
+    level: Annotated[str, typer.Argument(help="debug, info, warning or error.")],
+    minutes: Annotated[float, typer.Option(help="Afterwards the device's own level holds again.")] = 30.0,
+    wait: Wait = 30.0,
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Let a device log more, or less, for a while; its log goes where it always goes, and into diagnostics.
+
+    Example: fieldfare devices log-level meter-1 debug --minutes 30
+    """
+    with connect(state) as client:
+        command = client.set_log_level(name, level, minutes * 60)
+        answered = client.wait_command(command, timeout_s=wait) if wait > 0 else command
+    _show_answer(answered, f"{name} logs from {level} on for {minutes:g} minutes", as_json=as_json)
+
+
+@app.command()
+def diagnostics(
+    name: str,
+    out: Annotated[Path, typer.Option(help="Where the archive (zip) goes.")],
+    wait: Wait = 120.0,
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch what explains a device: doctor, configuration, status, events, log, versions. No samples, no keys.
+
+    Example: fieldfare devices diagnostics meter-1 --out meter-1.zip
+    """
+    with connect(state) as client:
+        answered = client.wait_command(client.diagnose(name), timeout_s=wait)
+        if not answered.error:
+            out.write_bytes(client.diagnostics(answered))
+    _show_answer(answered, f"{out}: {answered.size} bytes from {name}", as_json=as_json)
+
+
+@app.command("commands")
+def list_commands(
+    name: str,
+    out: Annotated[Path | None, typer.Option(help="Write the newest archive there.")] = None,
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """List what was asked of a device, and its answers.
+
+    Example: fieldfare devices commands meter-1 --out meter-1.zip
+    """
+    with connect(state) as client:
+        found = client.commands(name)
+        newest = next((command for command in found if command.sha256), None)
+        if out is not None and newest is not None:
+            out.write_bytes(client.diagnostics(newest))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [moment(c.created_at), c.kind, c.level or "-", moment(c.answered_at), c.error or c.size or "-"] for c in found
+    ]
+    print_table(["ASKED", "KIND", "LEVEL", "ANSWERED", ""], rows)
+
+
+def _show_answer(command: "DeviceCommand", text: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(command)
+    elif not command.error:
+        typer.echo(text if command.answered_at else f"asked; see: fieldfare devices commands {command.device}")
+    if command.error:
+        typer.echo(f"{command.device}: {command.error}", err=True)
+        raise typer.Exit(1)
 
 
 def _row(device: "Device") -> list[object]:

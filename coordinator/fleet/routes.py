@@ -9,6 +9,7 @@ from pydantic import Field
 
 from contract import signatures
 from coordinator.answers import Body, answer
+from coordinator.fleet.device_commands import Commands
 from coordinator.fleet.service import RENEWAL, Fleet
 from coordinator.signing.service import Signing
 from coordinator.storage import Storage
@@ -27,6 +28,13 @@ class NewRevocation(Body):
     """POST /v1/devices/NAME/revoke."""
 
     reason: str = ""
+
+
+class NewLogLevel(Body):
+    """POST /v1/devices/NAME/log-level."""
+
+    level: str
+    seconds: float
 
 
 class EnrolmentRequest(Body):
@@ -50,7 +58,7 @@ def signed_by_device(fleet: Fleet, audience: str) -> Callable[..., str]:
     return check
 
 
-def router(fleet: Fleet) -> APIRouter:
+def router(fleet: Fleet, commands: Commands) -> APIRouter:
     """The operator's routes."""
     routes = APIRouter(prefix="/v1/devices", tags=["fleet"])
 
@@ -69,6 +77,26 @@ def router(fleet: Fleet) -> APIRouter:
     @routes.post("/{name}/revoke")
     def revoke_device(name: str, body: NewRevocation) -> Response:
         return answer(fleet.revoke(name, body.reason))
+
+    @routes.post("/{name}/log-level")
+    def set_log_level(name: str, body: NewLogLevel) -> Response:
+        return answer(commands.set_log_level(name, body.level, body.seconds), status=201)
+
+    @routes.post("/{name}/diagnostics")
+    def diagnose(name: str) -> Response:
+        return answer(commands.diagnose(name), status=201)
+
+    @routes.get("/{name}/commands")
+    def list_commands(name: str) -> Response:
+        return answer(commands.history(name))
+
+    @routes.get("/{name}/commands/{id}")
+    def get_command(name: str, id: str) -> Response:  # noqa: A002 its name in the path
+        return answer(commands.get(name, id))
+
+    @routes.get("/{name}/commands/{id}/archive")
+    def get_archive(name: str, id: str) -> Response:  # noqa: A002 its name in the path
+        return Response(commands.archive(name, id), media_type="application/zip")
 
     return routes
 

@@ -63,3 +63,21 @@ device_alerts = Table(
     Column("received_at", Float, nullable=False),  # coordinator clock
     Index(None, "device", "id"),
 )
+
+# What an operator asked of a device, and its answer.
+device_commands = Table(
+    "device_commands",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("device", String(63), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),  # contract.messages.Command.kind
+    Column("level", String(8), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("sent_at", Float, nullable=True),
+    Column("answered_at", Float, nullable=True, index=True),
+    Column("error", Text, nullable=False, default=""),
+    Column("sha256", String(64), nullable=True),  # blob of the archive
+    Column("size", Integer, nullable=False, default=0),
+)

@@ -15,6 +15,7 @@ from contract.messages import (
     UP,
     Ack,
     BlockRequest,
+    Command,
     Gone,
     Hello,
     Instruction,
@@ -66,6 +67,22 @@ class Instructions(Protocol):
         ...
 
 
+class Commands(Protocol):
+    """What the gateway carries for operators; `coordinator.fleet.device_commands.Commands` has it."""
+
+    def due(self, connection: Connection, now: float) -> list[tuple[str, Command]]:
+        """Commands that were not sent yet, with their devices."""
+        ...
+
+    def sent(self, connection: Connection, ids: Collection[str], now: float) -> None:
+        """The broker has them."""
+        ...
+
+    def unanswered(self, connection: Connection, device: str, now: float) -> list[Command]:
+        """Commands that a device has not answered and that have not expired."""
+        ...
+
+
 class _Dropped(Exception):  # noqa: N818 - not an error of ours
     """The message has no effect; `reason` is one of few words, for the counters."""
 
@@ -84,13 +101,15 @@ class Core:
         signing: Signing,
         handlers: Mapping[type, Handler],
         instructions: Instructions,
+        *,
+        commands: Commands,
     ) -> None:
         self._engine = storage.engine
         self._blobs = storage.blobs
         self._fleet = fleet
         self._signing = signing
         self._handlers = dict(handlers)
-        self._instructions = instructions
+        self._instructions, self._commands = instructions, commands
         self._blocks = BlockQueue()
         self.counters = Counters()
 
@@ -120,7 +139,11 @@ class Core:
                     if not self._fleet.on_hello(connection, device, message, now):
                         raise _Dropped("replayed", f"hello {message.seq} of boot {message.boot}")
                     waiting = self._instructions.unanswered(connection, device, now)
-                    return [_instruction(device, instruction) for instruction in waiting]
+                    commands = self._commands.unanswered(connection, device, now)
+                    return [
+                        *(_instruction(device, instruction) for instruction in waiting),
+                        *(_command(device, command) for command in commands),
+                    ]
                 case Gone():
                     self._fleet.on_gone(connection, device, message, now)
                     return []
@@ -191,19 +214,22 @@ class Core:
         with self._engine.begin() as connection:
             desired = self._fleet.unpublished(connection)
             due = self._instructions.due(connection, now)
+            commands = self._commands.due(connection, now)
         messages = [
             Outgoing(topics.down(device, "desired"), codec.encode_json(state), retain=True) for device, state in desired
         ]
         messages += [_instruction(device, instruction) for device, instruction in due]
+        messages += [_command(device, command) for device, command in commands]
         messages += self._due_blocks(now)
 
         def published() -> None:
-            if not desired and not due:
+            if not desired and not due and not commands:
                 return
             with self._engine.begin() as connection:
                 for device, state in desired:
                     self._fleet.published(connection, device, state.revision)
                 self._instructions.sent(connection, [instruction.id for _, instruction in due], now)
+                self._commands.sent(connection, [command.id for _, command in commands], now)
 
         return messages, published
 
@@ -244,6 +270,10 @@ def _parse(topic: str, payload: bytes) -> tuple[str, str, Any]:
         raise _Dropped("too large", error) from error
     except ContractError as error:
         raise _Dropped("malformed", error) from error
+
+
+def _command(device: str, command: Command) -> Outgoing:
+    return Outgoing(topics.down(device, "command"), codec.encode(command))
 
 
 def _instruction(device: str, instruction: Instruction) -> Outgoing:

@@ -16,7 +16,7 @@ from coordinator.broker import revoked
 from coordinator.config import Config
 from coordinator.errors import SetupError
 from coordinator.fleet.service import Fleet
-from coordinator.gateway.core import Core, Handler, Instructions, Outgoing
+from coordinator.gateway.core import Commands, Core, Handler, Instructions, Outgoing
 from coordinator.gateway.counters import Counters
 from coordinator.signing.service import Signing
 from coordinator.storage import Storage
@@ -41,6 +41,7 @@ class Gateway:
         signing: Signing,
         handlers: Mapping[type, Handler],
         instructions: Instructions,
+        commands: Commands,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Compose the gateway; nothing is opened yet.
@@ -51,10 +52,11 @@ class Gateway:
             storage, fleet, signing: what messages are about.
             handlers: by type of a report's body; each joins the transaction that notes the report.
             instructions: what the rounds want carried.
+            commands: what operators want carried.
             clock: seconds since the epoch.
         """
         self._config = config
-        self._core = Core(storage, fleet, signing, handlers, instructions)
+        self._core = Core(storage, fleet, signing, handlers, instructions, commands=commands)
         self._clock = clock
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last tick

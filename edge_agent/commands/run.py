@@ -22,6 +22,7 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
   window        samples, bundle_sha256 (a profile window was sent)
   round         run, round, kind, examples, metrics, error (empty where it succeeded)
   source        source, what (failed, ended or passed-over), reason
+  command       command (its id), kind, error (empty where it succeeded)
   dropped       topic, reason (a message that broke the contract)
   renewed       ends (of the new certificate)
   renewal-failed       reason, ends (of the old one; it tries again)
@@ -51,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from edge_agent import config, daemon, events, logs
 
-    logs.configure(options.log, options.log_level or config.load(config.Folder(options.state)).log_level)
+    ring = logs.configure(options.log, options.log_level or config.load(config.Folder(options.state)).log_level)
     listeners = [events.Lines(sys.stdout, time.time)] if options.json else []
-    daemon.run(options.state, tell=events.everybody(logs.told, *listeners))
+    daemon.run(options.state, tell=events.everybody(logs.told, *listeners), log=ring.text)
     return 0

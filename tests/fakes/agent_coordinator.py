@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,6 +89,13 @@ class Coordinator:
         )
         self._send(topics.down(device, "round"), codec.encode(instruction))
         return instruction
+
+    def command(self, device: str, **fields: Any) -> messages.Command:
+        """Ask a device for something, as an operator does."""
+        expires_at = datetime.now(UTC).timestamp() + 600
+        command = messages.Command(**{"id": uuid.uuid4().hex, "expires_at": expires_at, **fields})
+        self._send(topics.down(device, "command"), codec.encode(command))
+        return command
 
     def bodies(self, kind: type) -> list[Any]:
         with self._lock:

@@ -85,6 +85,19 @@ class LocalCoordinator:
         return self.signing.refuse(id, reason)
 
 
+class NoCommands:
+    """An operator who asks for nothing."""
+
+    def due(self, *_: object) -> list[Any]:
+        return []
+
+    def sent(self, *_: object) -> None:
+        pass
+
+    def unanswered(self, *_: object) -> list[Any]:
+        return []
+
+
 class Instructions:
     """The rounds, in memory."""
 

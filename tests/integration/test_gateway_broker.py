@@ -13,7 +13,7 @@ from contract.messages import Ack, BlockRequest, Desired, Report, RoundReply
 from coordinator.gateway.service import Gateway
 from coordinator.loops import Loop
 from tests.fakes.broker_process import BrokerProcess, Client, eventually
-from tests.fakes.fleet_site import Instructions, Site
+from tests.fakes.fleet_site import Instructions, NoCommands, Site
 
 
 class Whole:
@@ -38,6 +38,7 @@ class Whole:
             signing=self.site.signing,
             handlers={RoundReply: handle},
             instructions=self.instructions,
+            commands=NoCommands(),
         )
         self.gateway.start()
         self.loop = Loop("gateway", self.gateway.tick, every_s=0.02)

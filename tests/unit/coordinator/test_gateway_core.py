@@ -36,7 +36,7 @@ from coordinator.fleet import certificates
 from coordinator.fleet.tables import received
 from coordinator.gateway.blocks import COALESCE_S, PER_TICK, BlockQueue
 from coordinator.gateway.core import Core, Outgoing
-from tests.fakes.fleet_site import Instructions, Site
+from tests.fakes.fleet_site import Instructions, NoCommands, Site
 
 NOW = 1_700_000_000.0
 
@@ -50,7 +50,7 @@ class Stage(Site):
         self.seen: list[tuple[str, Any]] = []
         self.failure: Exception | None = None
         handlers = {RoundReply: self.handle, SignedReceipt: self.rollouts.on_receipt}
-        self.core = Core(self.storage, self.fleet, self.signing, handlers, self.instructions)
+        self.core = Core(self.storage, self.fleet, self.signing, handlers, self.instructions, commands=NoCommands())
         self.enrol("meter-1")
         self.enrol("meter-2")
 

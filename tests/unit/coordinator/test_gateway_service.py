@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.gateway.service import Gateway
-from tests.fakes.fleet_site import Instructions, Site
+from tests.fakes.fleet_site import Instructions, NoCommands, Site
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         signing=site.signing,
         handlers={},
         instructions=Instructions(),
+        commands=NoCommands(),
     )
     site.close()
 

@@ -34,6 +34,7 @@ def test_the_daemon_loads_nothing_heavy_and_leaves_tuf_and_cryptography_to_its_c
         ["run", "--help"],
         ["status", "--help"],
         ["doctor", "--help"],
+        ["diagnostics", "--help"],
         ["config", "--help"],
         ["config", "check", "--help"],
     ],
