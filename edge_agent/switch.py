@@ -5,8 +5,10 @@ never written, and the state points to another slot only in the transaction that
 """
 
 import logging
+import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -68,10 +70,9 @@ class Switch:
         A device that lost its state takes up what lies whole on its disk.
         """
         with self.lock:
-            if self._state.created:
-                with self._state.transaction():
-                    for model, placement in self._slots.recover().items():
-                        self._state.models.put(model, placement)
+            found = self._slots.recover() if self._state.created else {}
+            for model, placement in found.items():
+                self._state.models.put(model, placement)
             for model in self._state.models.all():
                 self._restore(model)
             self._slots.sweep(self._state.models.all())
@@ -83,15 +84,25 @@ class Switch:
                 reason = f"the agent crashed {placement.starts} times in a row with it"
                 self.roll_back(model, f"on probation: {reason}" if new else reason, heal=not new)
                 continue
-            self._note_starts(model, placement.starts + 1)  # before it is loaded, for that may be what crashes
+            with self._even_on_a_full_disk():
+                self._note_starts(model, placement.starts + 1)  # before it is loaded, for that may be what crashes
             try:
                 self._serving.swap(model, self._load(slot))
             except (RefusedError, RuntimeModelError, MemoryError) as error:
                 self.roll_back(model, str(error) or type(error).__name__, heal=True)
                 continue
             if not new:
-                self._note_starts(model, 0)
+                with self._even_on_a_full_disk():
+                    self._note_starts(model, 0)
             return
+
+    @contextmanager
+    def _even_on_a_full_disk(self) -> Iterator[None]:
+        """A start serves what it can, though it cannot note it down."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            _LOG.warning("the start is not noted down: %s", error)
 
     def _note_starts(self, model: str, starts: int) -> None:
         placement = self._state.models.get(model)
