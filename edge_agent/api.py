@@ -16,7 +16,7 @@ from contract.errors import ContractError
 from contract.inference import HEADER_LENGTH, InferenceRequest, ModelMetadata, ServerMetadata, TensorMetadata
 from edge_agent import __version__
 from edge_agent.errors import AgentError, ApiError, RuntimeModelError, SampleError, UnavailableError
-from edge_agent.serving import Inference, Model, Serving
+from edge_agent.serving import Model, Serving
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 5
@@ -47,7 +47,7 @@ class Api:
         self,
         serving: Serving,
         *,
-        record: Callable[[Model, Inference | None], None],
+        record: Callable[[Model, int], None],
         add_samples: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
         forward: Callable[[str, bytes, str | None], Answer] | None = None,
         push: Callable[[str, bytes], None] | None = None,
@@ -56,7 +56,7 @@ class Api:
 
         Args:
             serving: the models.
-            record: counts an inference for the profile; None is one `Model.step`.
+            record: hears how many samples a model inferred and counted.
             add_samples: keeps labelled samples of a model: raw samples and their int64 labels; None keeps none.
             forward: asks the cloud for what cannot be served here: model, body, length of its JSON part.
             push: queues a body for the source of a name.
@@ -178,13 +178,11 @@ class Api:
             raise ApiError(400, f"outputs are {', '.join(sorted(known))}; asked for {', '.join(wanted)[:200]}")
         if len(x) == 1:
             output = model.step(x[0])
-            self._record(model, None)
             probabilities, logits = model.probabilities(output), model.read(output)
         else:
-            result = model.infer(x)
-            self._record(model, result)
-            probabilities = result.probabilities
+            probabilities = model.predict(x)
             logits = model.logits(x) if "logits" in wanted else probabilities
+        self._record(model, len(x))
         classes = probabilities.argmax(axis=1)
         made: dict[str, np.ndarray | list[str]] = {}
         for name in wanted:

@@ -7,11 +7,9 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from contract import profile
 from contract.errors import ContractError
@@ -24,16 +22,7 @@ from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
 _FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
-_RECORD_S = 1.0  # inferences that apps asked for are counted together so often; a kill loses no more of them
-
-
-@dataclass
-class _Waiting:
-    """What apps asked of a model that is not written down yet; `stepped` where the model itself has counts."""
-
-    stepped: bool = False
-    inferences: list[Inference] = field(default_factory=list)
-    counts: list[profile.Counts] = field(default_factory=list)
+_RECORD_S = 1.0  # what models counted is written down so often; a kill loses no more of it
 
 
 class Monitor:
@@ -54,8 +43,9 @@ class Monitor:
         self._state, self._serving, self._clock = state, serving, clock
         self._done = state.files_done()
         self._lock = threading.RLock()
-        self._waiting: dict[Model, _Waiting] = {}  # in the order of their first
-        self._rows, self._rows_since = 0, clock()
+        self._recorded: dict[Model, None] = {}  # models that counted since the last `flush`, oldest first
+        self._uncounted: dict[Model, profile.Counts] = {}  # what could not be written down yet
+        self._recorded_rows, self._recorded_since = 0, clock()
         self._since: dict[str, float] = dict.fromkeys(state.windows(), clock())  # when something was last counted
 
     def tick(self) -> bool:
@@ -64,7 +54,7 @@ class Monitor:
         Returns:
             Whether a file was processed, so that there may be more.
         """
-        if self._rows and abs(self._clock() - self._rows_since) >= _RECORD_S:
+        if (self._recorded or self._uncounted) and abs(self._clock() - self._recorded_since) >= _RECORD_S:
             self.flush()
         present = samples.names(self._source)
         self._forget(present)
@@ -87,33 +77,23 @@ class Monitor:
         only = self._serving.only()
         return only.ref.model if only is not None else None
 
-    def record(self, model: Model, inference: Inference | None) -> None:
-        """Count what an app asked for; on disk within a second, or when it is a window's worth.
+    def record(self, model: Model, rows: int) -> None:
+        """Note that a model inferred and counted so many: on disk within a second, or when they are a window's worth.
 
         Call it within `serving.use`, so that inferences of two bundles do not take turns. It does not fail: where the
-        disk takes nothing, at most eight windows' worth waits, and more is lost.
-
-        Args:
-            model: that was used.
-            inference: what came; None for one `model.step`, which the model counts itself until it is asked.
+        disk takes nothing, the counts wait.
         """
         with self._lock:
-            if not self._rows:
-                self._rows_since = self._clock()
-            waiting = self._waiting.setdefault(model, _Waiting())
-            if inference is None:
-                waiting.stepped = True
-            else:
-                waiting.inferences.append(inference)
-            self._rows += 1 if inference is None else len(inference.features)
-            if self._rows >= self._config.window_samples:
-                self._collect(model)
+            if not self._recorded:
+                self._recorded_since = self._clock()
+            self._recorded[model] = None
+            self._recorded_rows += rows
+            if self._recorded_rows >= self._config.window_samples:
+                self._recorded_rows = 0  # where it fails, it is tried again after as many
                 try:
-                    self._write()
+                    self.flush()
                 except (sqlite3.Error, ContractError) as error:
-                    _LOG.warning("inferences that apps asked for are not counted: %s", error)
-                    if self._rows >= 8 * self._config.window_samples:
-                        self._waiting, self._rows = {}, 0
+                    _LOG.warning("inferences wait to be written down: %s", error)
 
     def count(self, model: Model, inference: Inference | None, also: Callable[[], None]) -> None:
         """Count an inference now, in one transaction with what `also` writes; call it within `serving.use`."""
@@ -127,44 +107,24 @@ class Monitor:
             self._serving.count(rows)
 
     def flush(self) -> None:
-        """Write down what `record` was told."""
-        for model in [model for model, waiting in list(self._waiting.items()) if waiting.stepped]:
-            try:
-                with self._serving.use(model.ref.model), self._lock:
-                    self._collect(model)
-            except UnavailableError:  # it was taken off the device, so nobody uses it any more
-                with self._lock:
-                    self._collect(model)
+        """Write down what models counted since the last time."""
         with self._lock:
-            self._write()
-
-    def _collect(self, model: Model) -> None:
-        """Take the counts of a model's steps; nobody may be using it."""
-        waiting = self._waiting.get(model)
-        if waiting is not None and waiting.stepped:
-            waiting.stepped = False
-            waiting.counts.append(model.take())
-
-    def _write(self) -> None:
-        """Write down what is collected, in one transaction."""
-        now, written = self._clock(), 0
-        with self._state.transaction():
-            for model, waiting in self._waiting.items():
-                for counts in waiting.counts:
+            self._recorded_since = now = self._clock()
+            for model in self._recorded:  # an old bundle before the one that took its place
+                counts = model.take()
+                if counts.samples:
+                    waiting = self._uncounted.get(model, profile.zero(model.profile))
+                    self._uncounted[model] = profile.add(waiting, counts)
+            self._recorded.clear()
+            made = sum(counts.samples for counts in self._uncounted.values())
+            with self._state.transaction():
+                for model, counts in self._uncounted.items():
                     self._add(model.ref.model, self._open(model, now), counts, now)
-                    self._since[model.ref.model] = now
-                    written += counts.samples
-                if waiting.inferences:
-                    features, probabilities = (
-                        np.concatenate([getattr(inference, part) for inference in waiting.inferences])
-                        for part in ("features", "probabilities")
-                    )
-                    self._count(model, Inference(features, probabilities), len(features), now)
-                    written += len(features)
-            self._state.put("inferences", self._state.get("inferences", int, 0) + written)
-        self._serving.count(written)
-        self._waiting = {model: _Waiting(stepped=True) for model, waiting in self._waiting.items() if waiting.stepped}
-        self._rows = self._rows - written if self._waiting else 0
+                self._state.put("inferences", self._state.get("inferences", int, 0) + made)
+            self._since.update((model.ref.model, now) for model in self._uncounted)
+            self._serving.count(made)
+            self._uncounted.clear()
+            self._recorded_rows = 0
 
     def _close_quiet(self) -> None:
         with self._lock:

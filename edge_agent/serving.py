@@ -122,8 +122,21 @@ class Model:
         """Outputs in the model's own type as float32: the logits."""
         return self._runtime.dequantize(outputs)
 
+    def predict(self, raw: np.ndarray) -> np.ndarray:
+        """Infer raw samples and count them; `take` gives the counts.
+
+        Returns:
+            Calibrated probabilities, float32 of shape (n, classes).
+
+        Raises:
+            TransformError, RuntimeModelError: as `infer`; nothing is counted.
+        """
+        inference = self.infer(raw)
+        self._steps.add(inference.features, inference.probabilities)
+        return inference.probabilities
+
     def take(self) -> Counts:
-        """Counts of all steps since the last call, on the bundle's bins."""
+        """Counts of what `step` and `predict` inferred since the last call; any thread may call it."""
         return self._steps.take()
 
     def _probabilities(self, values: np.ndarray, start: int) -> np.ndarray:

@@ -6,6 +6,7 @@ code that counts batches. So the counts are those of the batch's way, to the las
 """
 
 import math
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -124,6 +125,7 @@ class Steps:
         self._lane: _Floats | _Bytes | _Shifted = _Floats(transform, runtime, self._room)
         self._keep, self._run = self._lane.keep, runtime.run
         self._dtype: np.dtype | None = None
+        self._lock = threading.Lock()
         self.waiting = 0
 
     def step(self, sample: np.ndarray) -> np.ndarray:
@@ -139,22 +141,29 @@ class Steps:
             TransformError: a sample that the transform refuses; it is not counted.
             RuntimeModelError: the interpreter failed, or gave an output that is not finite; it is not counted.
         """
-        if sample.dtype is not self._dtype or sample.shape != self._shape:
-            self._bind(sample)
-        row = self.waiting
-        output = self._run(self._keep(sample, row))
-        if self._may_be_infinite and not math.isfinite(sum(output[0].tolist())):
-            self._check(output)
-        self._output[row][...] = output
-        self.waiting = row + 1
-        if self.waiting == self._room:
-            self._count()
-        return output
+        with self._lock:
+            if sample.dtype is not self._dtype or sample.shape != self._shape:
+                self._bind(sample)
+            row = self.waiting
+            output = self._run(self._keep(sample, row))
+            if self._may_be_infinite and not math.isfinite(sum(output[0].tolist())):
+                self._check(output)
+            self._output[row][...] = output
+            self.waiting = row + 1
+            if self.waiting == self._room:
+                self._count()
+            return output
+
+    def add(self, features: np.ndarray, probabilities: np.ndarray) -> None:
+        """Count a batch that was inferred elsewhere."""
+        with self._lock:
+            self._counter.add(features, probabilities)
 
     def take(self) -> Counts:
-        """Count what waits; the counts of all steps since the last call."""
-        self._count()
-        return self._counter.take()
+        """Count what waits; the counts of everything since the last call. Any thread may call it at any time."""
+        with self._lock:
+            self._count()
+            return self._counter.take()
 
     def _bind(self, sample: np.ndarray) -> None:
         """Get ready for samples of this type, or refuse it."""

@@ -129,10 +129,10 @@ class SourceWorker:
         if batch.x is not None:
             try:
                 x = payload.fit(batch.x, model.input_shape, batch.y)
-                if len(x) == 1 and not batch.position:
-                    rows = self._step(model, x[0])
-                else:
+                if batch.position:
                     inference, rows = self._infer(model, x)
+                else:
+                    rows = self._step(model, x)
                 self._keep_labelled(model, x[rows], None if batch.y is None else batch.y[rows])
             except SampleError as error:
                 self._pass_over(len(batch.x) if batch.x.ndim > 1 else 1, str(error))
@@ -143,19 +143,20 @@ class SourceWorker:
         )
         if batch.position:  # counted and remembered together, so that a kill neither loses nor repeats a sample
             self._monitor.count(model, inference, lambda: self._state.put(self.name, progress))
-        elif inference is not None:
-            self._monitor.record(model, inference)
+        elif len(rows):
+            self._monitor.record(model, len(rows))
         self._progress = progress
 
-    def _step(self, model: Model, sample: np.ndarray) -> np.ndarray:
-        """Infer and count one sample the short way; which rows could be inferred."""
-        try:
-            model.step(sample)
-        except (ContractError, RuntimeModelError) as error:
-            self._pass_over(1, str(error))
-            return np.zeros(0, np.intp)
-        self._monitor.record(model, None)
-        return np.arange(1)
+    def _step(self, model: Model, x: np.ndarray) -> np.ndarray:
+        """Infer sample by sample, each counted by the model; which rows could be inferred."""
+        good = []
+        for row, sample in enumerate(x):
+            try:
+                model.step(sample)
+                good.append(row)
+            except (ContractError, RuntimeModelError) as error:
+                self._pass_over(1, str(error))
+        return np.array(good, np.intp)
 
     def _infer(self, model: Model, x: np.ndarray) -> tuple[Inference | None, np.ndarray]:
         """Infer what can be inferred, and which rows those are."""

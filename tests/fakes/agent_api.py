@@ -13,7 +13,7 @@ from edge_agent.client import Client, ClientError
 from edge_agent.config import Api as ApiSection
 from edge_agent.config import Config
 from edge_agent.runtime_backend import RuntimeOptions
-from edge_agent.serving import Inference, Model, Serving
+from edge_agent.serving import Model, Serving
 from tests.fakes import agent_bundles
 from tests.fakes.broker_process import eventually
 
@@ -33,7 +33,7 @@ def served(
     folder: Path,
     serving: Serving,
     *,
-    record: Callable[[Model, Inference | None], None] = lambda _model, _inference: None,
+    record: Callable[[Model, int], None] = lambda _model, _rows: None,
     request_s: float = 15.0,
     section: dict[str, Any] | None = None,
     **parts: Any,

@@ -21,7 +21,7 @@ from edge_agent import api_server
 from edge_agent import client as client_module
 from edge_agent.client import Client, ClientError
 from edge_agent.errors import UnavailableError
-from edge_agent.serving import Inference, Model, Serving
+from edge_agent.serving import Model, Serving
 from edge_agent.sources.payload import PayloadOptions
 from edge_agent.sources.push import Pushes
 from tests.fakes import agent_bundles, agent_models, triton_client
@@ -69,9 +69,7 @@ def test_an_app_gets_what_the_model_says_and_each_inference_is_counted(tmp_path:
     x, _ = agent_models.samples(5, seed=0)
     expected = one.infer(x).probabilities
     with (
-        served(
-            tmp_path, serving, record=lambda _model, made: counted.append(1 if made is None else len(made.features))
-        ),
+        served(tmp_path, serving, record=lambda _model, rows: counted.append(rows)),
         Client(socket=tmp_path / "api.sock") as client,
     ):
         result = client.infer("thirds", x, outputs=["logits", "class"], binary=binary)
@@ -299,9 +297,9 @@ def test_bundles_are_swapped_under_load_and_no_request_fails_or_mixes_two(tmp_pa
     failures: list[BaseException] = []
     done = threading.Event()
 
-    def record(_model: Model, made: Inference | None) -> None:
+    def record(one: Model, rows: int) -> None:
         with lock:
-            recorded.append(1 if made is None else len(made.features))
+            recorded.append((one.ref.version, rows))
 
     def hammer(binary: bool) -> None:
         try:
@@ -335,7 +333,7 @@ def test_bundles_are_swapped_under_load_and_no_request_fails_or_mixes_two(tmp_pa
 def test_a_failure_of_ours_is_an_answer_without_its_inside(
     tmp_path: Path, serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def record(_model: Model, _inference: Inference | None) -> None:
+    def record(_model: Model, _rows: int) -> None:
         raise ZeroDivisionError("secret")
 
     with served(tmp_path, serving, record=record), Client(socket=tmp_path / "api.sock", retries=0) as client:
@@ -359,12 +357,12 @@ def test_a_model_whose_output_is_not_finite_is_503_and_not_a_number_that_is_none
     client: Client, serving: Serving
 ) -> None:
     one: Any = serving.get("thirds")
-    real = one._runtime.logits
-    one._runtime.logits = lambda values: np.full_like(real(values), np.nan)
-    one._steps._run = one._runtime.run = lambda _values: np.full((1, 3), np.nan, np.float32)
-    for count in (1, 2):
+    run, x = one._runtime.run, agent_models.samples(2, seed=0)[0]
+    one._steps._run = one._runtime.run = lambda values: np.full_like(run(values), np.nan)
+    one._runtime.logits = lambda values: np.full((len(values), 3), np.nan, np.float32)
+    for several in (x[:1], x):
         with pytest.raises(ClientError, match="is not finite") as refused:
-            client.infer("thirds", agent_models.samples(count, seed=0)[0])
+            client.infer("thirds", several)
         assert refused.value.status == 503
 
 

@@ -38,7 +38,7 @@ class CloudServing(ThreadingHTTPServer):
         self.status = 200
         serving = Serving()
         serving.swap("thirds", model(agent_bundles.make(version=9)))
-        self.api = Api(serving, record=lambda _model, _inference: None)
+        self.api = Api(serving, record=lambda _model, _rows: None)
 
     def handle_error(self, *_: object) -> None:
         """A client that does not trust us leaves."""

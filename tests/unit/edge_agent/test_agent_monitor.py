@@ -1,6 +1,7 @@
 """Sample files become counts: each once, in windows of the right size, also across a crash."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,60 +283,73 @@ def test_the_source_waits_until_it_is_said_which_of_several_models_it_feeds(part
     assert [window.bundle_sha256 for window in _windows(parts)] == [ref.sha256]
 
 
-def test_what_apps_ask_for_is_counted_once_across_a_swap_and_a_disk_that_is_full(
+def _ask(parts: Parts, monitor: Monitor, x: np.ndarray) -> None:
+    """As the API and the sources do: infer and count, then say so."""
+    with parts.serving.use("thirds") as model:
+        for sample in x:
+            model.step(sample)
+            monitor.record(model, 1)
+
+
+def test_what_models_counted_themselves_is_in_a_window_within_a_second_or_a_windows_worth(parts: Parts) -> None:
+    monitor, x = _monitor(parts), agent_models.samples(70, seed=1)[0]
+    _ask(parts, monitor, x[:50])
+    assert [window.counts.samples for window in _windows(parts)] == [50]
+    _ask(parts, monitor, x[50:])
+    assert parts.state.window("thirds") is None
+    parts.now += 1.0
+    monitor.tick()
+    window, model = parts.state.window("thirds"), parts.serving.get("thirds")
+    assert window is not None
+    assert model is not None
+    whole = profile.add(_windows(parts)[0].counts, window.counts)
+    assert whole == model.count(model.infer(x), slice(None))
+    assert parts.state.get("inferences", int, 0) == parts.serving.inferences == 70
+
+
+def test_a_swap_leaves_what_the_old_bundle_counted_to_the_old_bundle(parts: Parts) -> None:
+    monitor, x = _monitor(parts), agent_models.samples(30, seed=1)[0]
+    _ask(parts, monitor, x[:10])
+    other = agent_bundles.make(version=2)
+    ref = agent_bundles.ref(other)
+    parts.serving.swap("thirds", Model(ref, unpack(other), RuntimeOptions()))
+    _ask(parts, monitor, x[10:])
+    monitor.flush()
+    (closed,), window = _windows(parts), parts.state.window("thirds")
+    assert window is not None
+    assert (closed.counts.samples, window.counts.samples) == (10, 20)
+    assert window.bundle_sha256 == ref.sha256 != closed.bundle_sha256
+
+
+def test_where_the_disk_takes_nothing_counts_wait_and_are_not_lost_or_counted_twice(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor = _monitor(parts)
-    x, _ = agent_models.samples(60, seed=0)
-    old = parts.serving.get("thirds")
-    assert old is not None
-    with parts.serving.use("thirds") as model:
-        for sample in x[:20]:
-            model.step(sample)
-            monitor.record(model, None)
-        monitor.record(model, model.infer(x[20:30]))
-    other = agent_bundles.make(version=2)
-    new = Model(agent_bundles.ref(other), unpack(other), RuntimeOptions())
-    parts.serving.swap("thirds", new)
-    with parts.serving.use("thirds") as model:
-        for sample in x[30:45]:
-            model.step(sample)
-            monitor.record(model, None)
-    assert _windows(parts) == []
-    with monkeypatch.context() as full:
-        full.setattr(parts.state, "set_window", _full_disk)
-        with parts.serving.use("thirds") as model:
-            monitor.record(model, model.infer(x[45:60]))  # a window's worth; it cannot be written
+    monitor, x = _monitor(parts), agent_models.samples(200, seed=1)[0]
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.state, "set_window", full)
+        _ask(parts, monitor, x[:120])
+        assert not _windows(parts)
         with pytest.raises(sqlite3.OperationalError):
             monitor.flush()
-    parts.now += 2.0
-    monitor.tick()
-    parts.now += CONFIG.window_idle_s
-    monitor.tick()
-    windows = _windows(parts)
-    assert [(window.bundle_sha256, window.counts.samples) for window in windows] == [
-        (old.ref.sha256, 30),
-        (new.ref.sha256, 30),
-    ]
-    assert windows[0].counts == old.count(old.infer(x[:30]), slice(0, 30))
-    assert (parts.state.get("inferences", int, 0), parts.serving.inferences) == (60, 60)
+        assert len(monitor._uncounted) == 1  # one set of counts, however long it lasts
+    _ask(parts, monitor, x[120:])
+    monitor.flush()
+    assert sum(window.counts.samples for window in _windows(parts)) == 200
+    assert parts.state.get("inferences", int, 0) == parts.serving.inferences == 200
 
 
-def test_where_the_disk_takes_nothing_for_long_memory_does_not_grow(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monitor = _monitor(parts)
-    x, _ = agent_models.samples(10, seed=0)
-    monkeypatch.setattr(parts.state, "set_window", _full_disk)
-    with parts.serving.use("thirds") as model:
-        made = model.infer(x)
-        for _ in range(200):
-            monitor.record(model, made)
-            model.step(x[0])
-            monitor.record(model, None)
-            assert monitor._rows <= 8 * CONFIG.window_samples
-            assert sum(len(waiting.inferences) for waiting in monitor._waiting.values()) <= 8 * CONFIG.window_samples
-
-
-def _full_disk(*_: object) -> None:
-    raise sqlite3.OperationalError("database or disk is full")
+def test_counts_are_taken_while_another_thread_infers(parts: Parts) -> None:
+    monitor, x = _monitor(parts), agent_models.samples(2000, seed=1)[0]
+    app = threading.Thread(target=_ask, args=(parts, monitor, x))
+    app.start()
+    while app.is_alive():
+        monitor.flush()
+    app.join()
+    monitor.flush()
+    window = parts.state.window("thirds")
+    rest = window.counts.samples if window is not None else 0
+    assert sum(window.counts.samples for window in _windows(parts)) + rest == 2000
