@@ -67,8 +67,18 @@ def issue_token(key: ec.EllipticCurvePrivateKey, device: str, audience: str, not
         TopicError: no name for a device.
         MalformedError: no name for an audience.
     """
-    payload = codec.encode(_checked(DeviceToken(device=device, audience=audience, not_after=not_after)))
-    return f"{_text(payload)}.{_text(sign(key, payload))}"
+    payload = token_payload(device, audience, not_after)
+    return join_token(payload, sign(key, payload))
+
+
+def token_payload(device: str, audience: str, not_after: float) -> bytes:
+    """The bytes of a token that are to be signed; errors as `issue_token`."""
+    return codec.encode(_checked(DeviceToken(device=device, audience=audience, not_after=not_after)))
+
+
+def join_token(payload: bytes, signature: bytes) -> str:
+    """The token of a payload and its signature."""
+    return f"{_text(payload)}.{_text(signature)}"
 
 
 def read_token(text: str) -> tuple[DeviceToken, bytes, bytes]:

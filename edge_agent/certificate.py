@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_agent import signing
+from edge_agent import signing, token_key
 from edge_agent.config import Folder, load
 from edge_agent.errors import AgentError, ConfigError, EnrolmentError, UnavailableError
 from edge_agent.files import write_atomically
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
     from cryptography.x509 import Certificate
 
 Act = Literal["show", "install", "fetch"]
@@ -102,16 +103,29 @@ def install(folder: Folder, device: str, pem: bytes) -> Validity:
         ConfigError: the key or the authority cannot be read.
         EnrolmentError: it is not for this device's name and key, or not from its authority.
     """
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     try:
-        key = load_pem_private_key(folder.key.read_bytes(), password=None).public_key()
         authority = folder.ca.read_bytes()
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder.key.parent}: key or authority cannot be read: {error}") from error
-    certificate = checked(pem, key, device, authority)
+    except OSError as error:
+        raise ConfigError(f"{folder.ca}: the authority cannot be read: {error}") from error
+    certificate = checked(pem, public_key(folder.key), device, authority)
     write_atomically(folder.certificate, pem)
     return _validity(certificate)
+
+
+def public_key(path: Path) -> "PublicKeyTypes":
+    """The public key of a key file, be it in the file or in a token.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
+    try:
+        if name := token_key.uri(path):
+            return load_pem_public_key(token_key.public_key(name))
+        return load_pem_private_key(path.read_bytes(), password=None).public_key()
+    except (OSError, ValueError, TypeError) as error:  # TypeError: it is encrypted
+        raise ConfigError(f"{path} cannot be read as a key: {error}") from error
 
 
 def checked(pem: bytes, key: object, device: str, authority_pem: bytes) -> "Certificate":

@@ -12,8 +12,8 @@ from cryptography.x509.oid import NameOID
 
 from contract import topics
 from contract.errors import TopicError
-from edge_agent import https
-from edge_agent.certificate import checked
+from edge_agent import https, token_key
+from edge_agent.certificate import checked, public_key
 from edge_agent.config import Config, Folder, load, save
 from edge_agent.errors import ConfigError, EnrolmentError, UnavailableError
 from edge_agent.files import write_atomically
@@ -39,7 +39,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     root: str
 
 
-def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_class: str) -> Config:
+def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_class: str, key_uri: str = "") -> Config:
     """Enrol this device and write its folder; a try that failed half-way may be repeated with a new token.
 
     Args:
@@ -49,6 +49,7 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
         ca: the only certificate authority that is trusted to be the coordinator.
         token: one-time token.
         hardware_class: bundles may be made for some classes only.
+        key_uri: of a P-256 key that is in a PKCS#11 token already; empty: the key is made here, in a file.
 
     Returns:
         The configuration that was written.
@@ -66,8 +67,12 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
         raise ConfigError(
             f"{root} is enrolled already; choose another --state, or with a new token: edge-agent enrol --again"
         )
-    key = _key(folder.key)
-    answer = _ask(url, ca, key, Request(token=token, csr=_request(key, device), hardware_class=hardware_class), device)
+    if key_uri:
+        _name_key(folder.key, key_uri)
+    else:
+        _make_key(folder.key)
+    csr = _request(folder.key, device)
+    answer = _ask(url, ca, folder.key, Request(token=token, csr=csr, hardware_class=hardware_class), device)
     write_atomically(folder.certificate, answer.certificate.encode())
     write_atomically(folder.ca, answer.ca.encode())
     write_atomically(folder.tuf_root, base64.b64decode(answer.root))
@@ -86,7 +91,13 @@ def enrol(root: Path, *, device: str, url: str, ca: Path, token: str, hardware_c
 
 
 def enrol_again(
-    root: Path, *, token: str, url: str | None = None, ca: Path | None = None, new_key: bool = False
+    root: Path,
+    *,
+    token: str,
+    url: str | None = None,
+    ca: Path | None = None,
+    new_key: bool = False,
+    key_uri: str = "",
 ) -> Config:
     """Enrol a device anew that is in the folder already: its certificate has expired, or it was revoked.
 
@@ -98,6 +109,7 @@ def enrol_again(
         url: of the coordinator's API; None: as before.
         ca: authority of the coordinator; None: as before.
         new_key: make a new key, which a revoked device must. Old key and certificate stay until the new ones are whole.
+        key_uri: of the key in a token to use from now on.
 
     Returns:
         The configuration, with the addresses of now.
@@ -114,7 +126,11 @@ def enrol_again(
     url = url or config.url
     if not url:
         raise ConfigError(f"{folder.config} has no url; give --url https://HOST:PORT")
-    key = _key(folder.new_key if new_key else folder.key)
+    key = folder.new_key if new_key or key_uri else folder.key
+    if key_uri:
+        _name_key(key, key_uri)
+    else:
+        _make_key(key)
     request = Request(token=token, csr=_request(key, config.device), hardware_class=config.hardware_class)
     answer = _ask(url, ca or folder.ca, key, request, config.device)
     write_atomically(folder.ca, answer.ca.encode())
@@ -126,7 +142,7 @@ def enrol_again(
     return now
 
 
-def _ask(url: str, ca: Path, key: ec.EllipticCurvePrivateKey, request: Request, device: str) -> Answer:
+def _ask(url: str, ca: Path, key: Path, request: Request, device: str) -> Answer:
     """Trade a token for a certificate, and check that it is for this device and its key."""
     try:
         told = https.post(url, ca, "/v1/enrol", msgspec.json.encode(request))
@@ -139,27 +155,36 @@ def _ask(url: str, ca: Path, key: ec.EllipticCurvePrivateKey, request: Request, 
         base64.b64decode(answer.root, validate=True)
     except (msgspec.DecodeError, ValueError) as error:
         raise EnrolmentError(f"the answer of {url} is no enrolment: {error}") from error
-    checked(answer.certificate.encode(), key.public_key(), device, answer.ca.encode())
+    checked(answer.certificate.encode(), public_key(key), device, answer.ca.encode())
     return answer
 
 
-def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    if path.exists():
-        try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-            raise ConfigError(f"{path} cannot be read as a key; remove it and enrol again") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise ConfigError(f"{path} holds another kind of key than P-256; remove it and enrol again")
-        return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+def _make_key(path: Path) -> None:
+    """Make a key, unless a try that failed half-way has made it."""
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        form = serialization.PrivateFormat.PKCS8
+        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, pem)
+
+
+def _name_key(path: Path, key_uri: str) -> None:
+    """Say where the key is, in place of one."""
+    token_key.public_key(token_key.checked(key_uri))
     path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, pem)
-    return key
+    write_atomically(path, f"{key_uri}\n".encode())
 
 
-def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
+def _request(path: Path, device: str) -> str:
+    public = public_key(path)
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise ConfigError(f"{path} holds another kind of key than P-256; use another, or remove it and enrol again")
+    if key_uri := token_key.uri(path):
+        return token_key.request(key_uri, device).decode()
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} holds no private key; remove it and enrol again")
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     return csr.public_bytes(serialization.Encoding.PEM).decode()

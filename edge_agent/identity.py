@@ -5,7 +5,7 @@ from pathlib import Path
 
 from contract import codec
 from contract.messages import Receipt, SignedReceipt
-from edge_agent import signing
+from edge_agent import signing, token_key
 from edge_agent.config import Folder
 from edge_agent.errors import ConfigError
 
@@ -39,6 +39,8 @@ class Identity:
         """
         context = server_tls(self._folder.ca)
         try:
+            if name := token_key.uri(self._folder.key):
+                return token_key.TokenContext.make(name, self._folder.certificate, self._folder.ca)
             context.load_cert_chain(self._folder.certificate, self._folder.key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"{self._folder.certificate}: not usable with {self._folder.key}: {error}") from error

@@ -1,5 +1,7 @@
 """Sign a few bytes with the device's key, in a child process that takes the 10 MB of `cryptography` away with it.
 
+A key that lives in a token signs there (`edge_agent.token_key`).
+
 `python -m edge_agent.signing KEY` reads the payload from standard input and writes the signature to standard output;
 `python -m edge_agent.signing KEY DEVICE AUDIENCE NOT_AFTER` writes a device token.
 """
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from edge_agent import token_key
 from edge_agent.config import Folder, load
 from edge_agent.errors import ConfigError
 
@@ -52,20 +55,29 @@ def _child(key: Path, *arguments: str, payload: bytes = b"") -> bytes:
 
 def main() -> None:
     """The child."""
+    from contract import signatures
+
+    match sys.argv[2:]:
+        case [device, audience, not_after]:
+            payload = signatures.token_payload(device, audience, float(not_after))
+            made = signatures.join_token(payload, _sign(Path(sys.argv[1]), payload)).encode()
+        case _:
+            made = _sign(Path(sys.argv[1]), sys.stdin.buffer.read())
+    sys.stdout.buffer.write(made)
+
+
+def _sign(path: Path, payload: bytes) -> bytes:
+    if name := token_key.uri(path):
+        return token_key.sign(name, payload)
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from contract import signatures
 
-    key = load_pem_private_key(Path(sys.argv[1]).read_bytes(), password=None)
+    key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("not an elliptic-curve key")
-    match sys.argv[2:]:
-        case [device, audience, not_after]:
-            made = signatures.issue_token(key, device, audience, float(not_after)).encode()
-        case _:
-            made = signatures.sign(key, sys.stdin.buffer.read())
-    sys.stdout.buffer.write(made)
+    return signatures.sign(key, payload)
 
 
 if __name__ == "__main__":

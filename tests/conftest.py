@@ -18,6 +18,7 @@ PROGRAMS = {
     "mosquitto": ("mosquitto", "/usr/sbin/mosquitto"),
     "postgresql": ("initdb", "/usr/lib/postgresql/*/bin/initdb"),
     "redis": ("redis-server", "/usr/bin/redis-server"),
+    "pkcs11": ("pkcs11-engine", "/usr/lib/*/engines-3/pkcs11.so"),  # and SoftHSM, installed with it
     "chromium": ("chromium", "/usr/bin/chromium"),
     "softhsm": ("softhsm2-util", "/usr/bin/softhsm2-util"),
     "shellcheck": ("shellcheck", "/usr/bin/shellcheck"),

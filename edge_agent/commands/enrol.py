@@ -38,7 +38,10 @@ def add(commands: Commands) -> None:
     enrol.add_argument("--again", action="store_true", help="enrol the device of this folder anew, and keep its state")
     enrol.add_argument("--new-key", action="store_true", help="with --again: make a new key; a revoked device must")
     enrol.add_argument(
-        "--key", default="file", help="where the key lives: `file`, in the agent's folder (the only place so far)"
+        "--key",
+        default="file",
+        help="where the key is: `file` makes one in the agent's folder; the URI pkcs11:token=...;object=...;"
+        "pin-source=file:... names one in a token (it needs OpenSSL's pkcs11 engine)",
     )
     enrol.add_argument("--json", action="store_true", help="print JSON")
 
@@ -59,11 +62,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.key != "file":
-        raise ConfigError(
-            f"--key {options.key}: only `file` works. Python's TLS cannot use a key in a PKCS#11 token; "
-            "docs/threat-model.md says what protects the key file instead"
-        )
+    if options.key != "file" and not options.key.startswith("pkcs11:"):
+        raise ConfigError(f"--key {options.key}: use `file`, or the URI of a key in a token, pkcs11:...")
+    if options.key != "file" and options.new_key:
+        raise ConfigError("--new-key makes a key in a file; leave it away and name the new key with --key pkcs11:...")
     if options.again and (options.device or options.hardware_class):
         raise ConfigError(
             "--again keeps the device's name and hardware class; leave --device and --hardware-class away"
@@ -78,8 +80,16 @@ def _check(options: argparse.Namespace) -> None:
 def _enrol(options: argparse.Namespace, token: str) -> "Config":
     from edge_agent.enrol import enrol, enrol_again
 
+    key_uri = "" if options.key == "file" else options.key
     if options.again:
-        return enrol_again(options.state, token=token, url=options.url, ca=options.ca, new_key=options.new_key)
+        return enrol_again(
+            options.state,
+            token=token,
+            url=options.url,
+            ca=options.ca,
+            new_key=options.new_key,
+            key_uri=key_uri,
+        )
     machine = platform.machine().lower().replace("_", "-") or "generic"
     return enrol(
         options.state,
@@ -88,4 +98,5 @@ def _enrol(options: argparse.Namespace, token: str) -> "Config":
         ca=options.ca,
         token=token,
         hardware_class=options.hardware_class or machine,
+        key_uri=key_uri,
     )

@@ -4,7 +4,9 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from edge_agent.certificate import public_key
 from edge_agent.doctor.examination import Finding, Patient, broken, fine, worrying
+from edge_agent.errors import ConfigError
 
 _ENROL = (
     "enrol this device anew: ask for a token (fieldfare devices add NAME --again), and run edge-agent enrol --again"
@@ -16,7 +18,6 @@ def certificate(patient: Patient) -> Finding:
     """Whether key, certificate, authority and clock fit together."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from cryptography.x509.oid import NameOID
 
     folder = patient.folder
@@ -26,10 +27,10 @@ def certificate(patient: Patient) -> Finding:
     except (OSError, ValueError) as error:
         return broken("certificate", _sentence(error, folder.certificate.parent), _ENROL)
     try:
-        key = load_pem_private_key(_read(folder.key), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        return broken("certificate", f"{folder.key} cannot be used: {error}", _ENROL)
-    if key.public_key() != mine.public_key():
+        key = public_key(folder.key)
+    except ConfigError as error:
+        return broken("certificate", str(error), _ENROL)
+    if key != mine.public_key():
         return broken("certificate", f"{folder.certificate} is of another key than {folder.key}", _ENROL)
     names = [str(attribute.value) for attribute in mine.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     device = patient.checked.values.get("device")

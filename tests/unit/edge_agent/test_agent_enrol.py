@@ -235,7 +235,10 @@ def test_the_command_says_what_does_not_go_together(
         (["--again"], "no agent here"),
         (["--again", "--device", "meter-1"], "--again keeps"),
         ([*first, "--new-key"], "goes with --again"),
-        ([*first, "--key", "pkcs11:token=fleet"], "PKCS#11"),
+        ([*first, "--key", "tpm"], "URI of a key in a token"),
+        ([*first, "--key", "pkcs11:object=a;pin-value=1"], "pin-source"),
+        ([*first, "--key", "pkcs11:token=none"], "the key in the token cannot be used"),
+        (["--again", "--new-key", "--key", "pkcs11:token=none"], "leave it away"),
     ):
         assert main([*state, *options]) == 1
         assert sentence in capsys.readouterr().err
