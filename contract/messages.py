@@ -6,8 +6,8 @@ Up (channel: type)              Down (channel: type)
     metadata: MetadataRequest       ack:      Ack
     pull:     BlockRequest          round:    Instruction
     report:   Report                renew:    RenewalReply
-                                    command:  Command
-    renew:    RenewalRequest
+    renew:    RenewalRequest        command:  Command
+    delta:    DeltaRequest          delta:    DeltaReply
 
 `Report` is the only durable message. The agent keeps each one in its outbox until the coordinator has committed
 it and said so in an `Ack`; (device, outbox, seq) names it for ever, so one that comes twice counts once.
@@ -153,6 +153,24 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
     rollout: str | None
     bundle: BundleRef | None
+
+
+class DeltaRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="delta-request"):
+    """Ask for a patch (`contract.delta`) between two bundles, by digest; an empty base for the compressed whole."""
+
+    base: str
+    target: str
+
+
+class DeltaReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="delta-reply"):
+    """The patch, to be pulled in blocks; None where there is none that is smaller than the bundle.
+
+    It comes when the patch is made, which may take a while for the first device that asks.
+    """
+
+    base: str
+    target: str
+    blob: BlobRef | None
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="desired"):
@@ -332,12 +350,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="r
     body: Body
 
 
-Up = Hello | Gone | MetadataRequest | BlockRequest | RenewalRequest | Report
+Up = Hello | Gone | MetadataRequest | BlockRequest | DeltaRequest | RenewalRequest | Report
 UP: dict[str, type[Up]] = {
     "hello": Hello,
     "gone": Gone,
     "metadata": MetadataRequest,
     "pull": BlockRequest,
+    "delta": DeltaRequest,
     "renew": RenewalRequest,
     "report": Report,
 }

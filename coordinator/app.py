@@ -17,6 +17,7 @@ from contract.messages import Alert, CommandReply, ProfileWindow, RoundReply, Si
 from coordinator import api, config, overview, records
 from coordinator.broker import revoked
 from coordinator.config import Config
+from coordinator.deltas.service import Deltas
 from coordinator.errors import SetupError
 from coordinator.fleet import routes as fleet_routes
 from coordinator.fleet.device_commands import Commands
@@ -63,6 +64,7 @@ class Services:
     rounds: Rounds
     monitoring: Monitoring
     gateway: Gateway
+    deltas: Deltas
     revocation: Revocation
 
 
@@ -91,6 +93,7 @@ def compose(state: Path) -> Services:
         RoundReply: rounds.on_round_reply,
         CommandReply: commands.on_reply,
     }
+    deltas = Deltas(storage, signing)
     gateway = Gateway(
         settings,
         state,
@@ -100,6 +103,7 @@ def compose(state: Path) -> Services:
         handlers=handlers,
         instructions=rounds,
         commands=commands,
+        deltas=deltas,
     )
     revocation = Revocation(
         storage,
@@ -120,6 +124,7 @@ def compose(state: Path) -> Services:
         rounds=rounds,
         monitoring=monitoring,
         gateway=gateway,
+        deltas=deltas,
         revocation=revocation,
     )
 
@@ -205,6 +210,7 @@ def _loops(services: Services, runner: Runner) -> list[Loop]:
         Loop("jobs", lambda _now: runner.tick()),
         Loop("fleet", fleet),
         Loop("gateway", services.gateway.tick, every_s=GATEWAY_TICK_S),
+        Loop("deltas", services.deltas.tick, every_s=GATEWAY_TICK_S),
         Loop("revocation", services.revocation.tick),
         Loop("monitoring", services.monitoring.tick),
     ]

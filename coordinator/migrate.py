@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from coordinator.errors import SetupError
 from coordinator.storage import metadata
 
-PACKAGES = ("registry", "jobs", "fleet", "signing", "rollouts", "rounds", "monitoring")
+PACKAGES = ("registry", "jobs", "fleet", "signing", "rollouts", "rounds", "monitoring", "deltas")
 
 
 def tables() -> MetaData:

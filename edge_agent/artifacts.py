@@ -11,7 +11,7 @@ from typing import Protocol
 
 from contract import blocks, limits, topics
 from contract.messages import BlobRef
-from edge_agent.errors import RefusedError, UnavailableError
+from edge_agent.errors import GivenUpError, RefusedError
 from edge_agent.partfile import PartFile
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ class Fill(Protocol):
         """Return when the part is complete.
 
         Raises:
-            UnavailableError: no progress in time, the agent ends, or `give_up` said so.
+            UnavailableError: no progress in time, or the agent ends.
+            GivenUpError: `give_up` said so.
             RefusedError: blocks come that are not the artifact's.
             OSError: the disk does not take it.
         """
@@ -42,13 +43,14 @@ class Artifacts:
 
         Args:
             blob: digest, size and digest of its list of blocks, from a source that is trusted.
-            give_up: asked between blocks; what came so far is removed then.
+            give_up: asked between blocks.
 
         Returns:
             The file, complete and with that digest. The caller deletes it.
 
         Raises:
-            UnavailableError: no progress in time, the agent ends, or `give_up` said so.
+            UnavailableError: no progress in time, or the agent ends.
+            GivenUpError: `give_up` said so; what came so far is removed.
             RefusedError: too large, or blocks or the whole have another digest than what is trusted says.
             OSError: the disk does not take it; what came so far is removed.
         """
@@ -58,15 +60,22 @@ class Artifacts:
         try:
             listed = self._list(blob, give_up)
             digest = self._whole(path, blob, listed, give_up)
-        except (OSError, RefusedError, UnavailableError) as error:
-            if not isinstance(error, UnavailableError) or give_up():
-                self._forget(blob)
+        except (OSError, RefusedError, GivenUpError):
+            self._forget(blob)
             raise
         if digest != blob.sha256:
             self._forget(blob)
             raise RefusedError(f"the artifact's SHA-256 is {digest[:12]}..., the signed one is {blob.sha256[:12]}...")
         self._path(blob.blocks or blob.sha256, "blocks").unlink(missing_ok=True)
         return path
+
+    def begun(self, blob: BlobRef) -> bool:
+        """Whether some of an artifact is on disk already."""
+        return self._path(blob.sha256).exists()
+
+    def adopt(self, path: Path, blob: BlobRef) -> Path:
+        """Take a file that was made here and verified as the artifact."""
+        return path.replace(self._path(blob.sha256))
 
     def _whole(self, path: Path, blob: BlobRef, listed: bytes, give_up: Callable[[], bool]) -> str:
         digest = ""

@@ -21,6 +21,7 @@ from contract.errors import MalformedError, TopicError, WireError
 from contract.messages import (
     Ack,
     Command,
+    DeltaReply,
     Desired,
     Hello,
     Instruction,
@@ -33,7 +34,7 @@ from contract.messages import (
 )
 from edge_agent import __version__, config, metadata, selftest, signing, trust
 from edge_agent.apps import Apps
-from edge_agent.artifacts import Artifacts
+from edge_agent.delivery import Delivery
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.folder import locked, read_root, sweep
@@ -53,7 +54,6 @@ from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
 from edge_agent.state import is_corruption
 from edge_agent.switch import Switch
-from edge_agent.transfer import Transfer
 from edge_agent.updater import Updater
 
 _LOG = logging.getLogger(__name__)
@@ -112,13 +112,14 @@ class Agent:
             protocol=self._config.mqtt,
             keepalive_s=self._config.keepalive_s,
         )
-        self._transfer = Transfer(
-            self._session,
-            window=self._config.updates.window_blocks,
-            retry_s=self._config.retry_s,
+        self._delivery = Delivery(
+            self._config,
+            folder,
+            link=self._session,
+            state=self._state,
+            wanted=self._model_of,
             stopping=self._stopping,
         )
-        self._artifacts = Artifacts(folder.staging, self._transfer.fill)
         self._metadata = metadata.Pages(self._session, retry_s=self._config.retry_s, stopping=self._stopping)
         self._renewal = Renewal(
             folder.root,
@@ -158,7 +159,7 @@ class Agent:
             serving=self._serving,
             switch=self._switch,
             trusted=lambda target: trust.lookup(read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
-            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
+            pull=self._delivery.bundle,
             self_test=lambda path, ref: selftest.run(path, ref, self._config, self._stopping),
             wanted=self._wanted,
             runtime_version=self._runtime_version,
@@ -182,7 +183,7 @@ class Agent:
             slots=slots,
             serving=self._serving,
             files=self._monitor.labelled_files,
-            pull=lambda blob, give_up: self._artifacts.pull(blob, give_up=give_up),
+            pull=self._delivery.artifact,
             clock=time.time,
             stopping=self._stopping,
             tell=self._tell,
@@ -302,6 +303,11 @@ class Agent:
             self._hello_at = 0.0
         self._stopping.wait(_PROBATION_S)
 
+    def _model_of(self, sha256: str) -> str | None:
+        """The model for which a bundle is wanted."""
+        models = self._desired.models if self._desired is not None else {}
+        return next((name for name, one in models.items() if one.bundle and one.bundle.sha256 == sha256), None)
+
     def _wanted(self, model: str) -> Wanted | None:
         return self._desired.models.get(model) if self._desired is not None else None
 
@@ -334,13 +340,15 @@ class Agent:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         match topics.parse(topic):
-            case topics.BlobTopic(sha256, block):
-                self._transfer.accept_block(sha256, block, payload)
+            case topics.BlobTopic() as block:
+                self._delivery.accept_block(block, payload)
             case topics.DeviceTopic(self._config.device, "down", "desired") if payload:
                 self._desired = check_desired(codec.decode_json(payload, Desired))
                 self._wake_updater.set()
             case topics.DeviceTopic(self._config.device, "down", "metadata"):
                 self._metadata.accept(codec.decode(payload, MetadataReply))
+            case topics.DeviceTopic(self._config.device, "down", "delta"):
+                self._delivery.accept_delta(codec.decode(payload, DeltaReply, limit=limits.CONTROL_BYTES))
             case topics.DeviceTopic(self._config.device, "down", "renew"):
                 self._renewal.accept(codec.decode(payload, RenewalReply, limit=limits.CONTROL_BYTES))
             case topics.DeviceTopic(self._config.device, "down", "ack"):

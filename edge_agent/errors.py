@@ -7,6 +7,7 @@ AgentError
 ├── RefusedError             a bundle that must not serve here; the message becomes the receipt's reason
 │   └── TrustError           ... because its TUF metadata does not vouch for it
 ├── UnavailableError         nobody answered in time; worth trying again
+│   └── GivenUpError         ... unless nobody wants the answer any more
 ├── RuntimeModelError        a .tflite that this runtime cannot run
 │   └── NotFiniteError       ... because its output is not finite
 ├── ApiError                 an app's request that cannot be answered; it has an HTTP status
@@ -43,6 +44,10 @@ class TrustError(RefusedError):
 
 class UnavailableError(AgentError):
     """Nobody answered in time; worth trying again."""
+
+
+class GivenUpError(UnavailableError):
+    """Nobody wants any more what was waited for."""
 
 
 class RuntimeModelError(AgentError):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from contract import limits, topics
-from edge_agent.errors import UnavailableError
+from edge_agent.errors import GivenUpError, UnavailableError
 from edge_agent.pacing import Pace
 from edge_agent.partfile import PartFile
 from edge_agent.pull import Pull
@@ -58,7 +58,9 @@ class Transfer:
             self._pulls[part.blob.sha256] = pull
         try:
             while not part.complete:
-                if self._stopping.is_set() or give_up() or pull.silent() > self._patience_s:
+                if give_up():
+                    raise GivenUpError(f"artifact {part.blob.sha256[:12]} is not wanted any more")
+                if self._stopping.is_set() or pull.silent() > self._patience_s:
                     raise UnavailableError(f"artifact {part.blob.sha256[:12]} did not come; it will be resumed")
                 pull.turn(_POLL_S)
         finally:

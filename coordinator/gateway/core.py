@@ -16,6 +16,8 @@ from contract.messages import (
     Ack,
     BlockRequest,
     Command,
+    DeltaReply,
+    DeltaRequest,
     Gone,
     Hello,
     Instruction,
@@ -25,6 +27,7 @@ from contract.messages import (
     RenewalRequest,
     Report,
 )
+from coordinator.deltas.service import Deltas
 from coordinator.errors import CallerError, NotFoundError
 from coordinator.fleet.service import Fleet
 from coordinator.gateway.blocks import BlockQueue
@@ -103,6 +106,7 @@ class Core:
         instructions: Instructions,
         *,
         commands: Commands,
+        deltas: Deltas,
     ) -> None:
         self._engine = storage.engine
         self._blobs = storage.blobs
@@ -110,6 +114,7 @@ class Core:
         self._signing = signing
         self._handlers = dict(handlers)
         self._instructions, self._commands = instructions, commands
+        self._deltas = deltas
         self._blocks = BlockQueue()
         self.counters = Counters()
 
@@ -152,9 +157,8 @@ class Core:
                 case RenewalRequest():
                     reply = RenewalReply(certificate=self._fleet.renew(connection, device).decode())
                     return [Outgoing(topics.down(device, "renew"), codec.encode(reply))]
-                case BlockRequest():
-                    self._ask(connection, device, message, now)
-                    return []
+                case BlockRequest() | DeltaRequest():
+                    return self._transfer(connection, device, message, now)
         return self._report(device, message, now)
 
     def _metadata(self, connection: Connection, device: str, message: MetadataRequest) -> Outgoing:
@@ -165,6 +169,15 @@ class Core:
         page = whole[message.offset :][: limits.METADATA_PAGE_BYTES] if whole is not None else None
         reply = MetadataReply(name=message.name, content=page, offset=message.offset, size=len(whole or b""))
         return Outgoing(topics.down(device, "metadata"), codec.encode(reply))
+
+    def _transfer(
+        self, connection: Connection, device: str, message: BlockRequest | DeltaRequest, now: float
+    ) -> list[Outgoing]:
+        if isinstance(message, BlockRequest):
+            self._ask(connection, device, message, now)
+            return []
+        patch = self._deltas.ask(connection, device, message)
+        return [_delta(device, patch)] if patch is not None else []
 
     def _ask(self, connection: Connection, device: str, message: BlockRequest, now: float) -> None:
         if len(message.blocks) > limits.BLOCKS_PER_REQUEST or any(block < 0 for block in message.blocks):
@@ -181,10 +194,11 @@ class Core:
         self._blocks.ask(message.sha256, message.blocks, now)
 
     def may_fetch(self, connection: Connection, device: str, sha256: str, now: float) -> bool:
-        """Whether a device may have a blob: a signed bundle, the weights of its instruction, or the list of either."""
-        return (
+        """Whether a device may have a blob: a signed bundle, a patch, its instruction's weights, or the list of one."""
+        return bool(sha256) and (
             self._signing.is_signed(connection, sha256)
             or self._signing.is_list(connection, sha256)
+            or self._deltas.may_fetch(connection, sha256)
             or self._instructions.may_fetch(connection, device, sha256, now)
         )
 
@@ -220,6 +234,7 @@ class Core:
         ]
         messages += [_instruction(device, instruction) for device, instruction in due]
         messages += [_command(device, command) for device, command in commands]
+        messages += [_delta(device, reply) for device, reply in self._deltas.ready()]
         messages += self._due_blocks(now)
 
         def published() -> None:
@@ -274,6 +289,10 @@ def _parse(topic: str, payload: bytes) -> tuple[str, str, Any]:
 
 def _command(device: str, command: Command) -> Outgoing:
     return Outgoing(topics.down(device, "command"), codec.encode(command))
+
+
+def _delta(device: str, reply: DeltaReply) -> Outgoing:
+    return Outgoing(topics.down(device, "delta"), codec.encode(reply))
 
 
 def _instruction(device: str, instruction: Instruction) -> Outgoing:

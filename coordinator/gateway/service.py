@@ -14,6 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from contract import topics
 from coordinator.broker import revoked
 from coordinator.config import Config
+from coordinator.deltas.service import Deltas
 from coordinator.errors import SetupError
 from coordinator.fleet.service import Fleet
 from coordinator.gateway.core import Commands, Core, Handler, Instructions, Outgoing
@@ -42,6 +43,7 @@ class Gateway:
         handlers: Mapping[type, Handler],
         instructions: Instructions,
         commands: Commands,
+        deltas: Deltas,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Compose the gateway; nothing is opened yet.
@@ -53,10 +55,11 @@ class Gateway:
             handlers: by type of a report's body; each joins the transaction that notes the report.
             instructions: what the rounds want carried.
             commands: what operators want carried.
+            deltas: patches between bundles.
             clock: seconds since the epoch.
         """
         self._config = config
-        self._core = Core(storage, fleet, signing, handlers, instructions, commands=commands)
+        self._core = Core(storage, fleet, signing, handlers, instructions, commands=commands, deltas=deltas)
         self._clock = clock
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last tick

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contract import blocks, codec, limits, messages, signatures, tensors, topics
+from contract import blocks, codec, delta, limits, messages, signatures, tensors, topics
 from edge_agent.config import Config, Folder, save
 from tests.fakes import agent_bundles
 from tests.fakes.agent_repository import Repository
@@ -28,6 +28,8 @@ class Coordinator:
         served: blocks that were asked for and sent, by digest and index.
         mute_from: requests for blocks from this one on get no answer; None answers all.
         lose: blocks whose next answer is lost, by digest and index.
+        asked_patches: by digests of base and target.
+        spoil_patches: where set, patches are broken.
         deaf: where set, reports are neither kept nor acknowledged.
     """
 
@@ -40,6 +42,8 @@ class Coordinator:
         self.blobs: dict[str, bytes] = {}
         self.served: list[tuple[str, int]] = []
         self.mute_from: int | None = None
+        self.asked_patches: list[tuple[str, str]] = []
+        self.spoil_patches = False
         self.lose: set[tuple[str, int]] = set()
         self.deaf = False
         self.revision = 0
@@ -120,6 +124,16 @@ class Coordinator:
             self.blobs[digest] = blocks.digests(data)
         return digest
 
+    def _patch(self, base: str, target: str) -> messages.BlobRef | None:
+        if target not in self.blobs or (base and base not in self.blobs):
+            return None
+        patch = delta.make(self.blobs[base] if base else b"", self.blobs[target])
+        if self.spoil_patches:
+            patch = patch[:-50] + bytes(50)
+        sha256 = hashlib.sha256(patch).hexdigest()
+        self.blobs[sha256] = patch
+        return messages.BlobRef(sha256, len(patch), self.keep_list(patch) or "")
+
     def _send(self, topic: str, payload: bytes, *, retain: bool = False, qos: int = 1) -> None:
         self.client._client.publish(topic, payload, qos, retain)
 
@@ -148,6 +162,10 @@ class Coordinator:
                         continue
                     data = self.blobs[sha256][index * limits.BLOCK_BYTES : (index + 1) * limits.BLOCK_BYTES]
                     self._send(topics.blob(sha256, index), data, qos=0)
+            case messages.DeltaRequest(base=base, target=target):
+                self.asked_patches.append((base, target))
+                reply = messages.DeltaReply(base=base, target=target, blob=self._patch(base, target))
+                self._send(topics.down(parsed.device, "delta"), codec.encode(reply))
             case messages.Report(outbox=outbox, seq=seq, body=body) if not self.deaf:
                 with self._lock:
                     self.reports.setdefault((outbox, seq), body)

@@ -23,12 +23,13 @@ from contract import transform as transforms
 from contract.errors import ContractError
 from coordinator import pki
 from coordinator.broker import packets
+from coordinator.deltas.service import Deltas
 from coordinator.gateway.core import Core
 from edge_agent import config, daemon
 from edge_agent.session import Message
 from tests.fakes import agent_bundles
 from tests.fakes.broker_process import device_key_and_csr
-from tests.fakes.fleet_site import Instructions, Site
+from tests.fakes.fleet_site import Instructions, NoCommands, Site
 from tests.fuzz.mutate import mutate, prefixed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -245,7 +246,15 @@ class Gateway:
             messages.UploadBlock: _refuse,
             messages.RoundReply: _refuse,
         }
-        self.core = Core(self.site.storage, self.site.fleet, self.site.signing, handlers, Instructions())
+        self.core = Core(
+            self.site.storage,
+            self.site.fleet,
+            self.site.signing,
+            handlers,
+            Instructions(),
+            commands=NoCommands(),
+            deltas=Deltas(self.site.storage, self.site.signing),
+        )
 
     def target(self) -> Target:
         channels = {topics.up(DEVICE, channel): _all_golden(str(kind.__struct_config__.tag))

@@ -10,6 +10,7 @@ import pytest
 
 from contract import codec, limits, topics
 from contract.messages import Ack, BlockRequest, Desired, Report, RoundReply
+from coordinator.deltas.service import Deltas
 from coordinator.gateway.service import Gateway
 from coordinator.loops import Loop
 from tests.fakes.broker_process import BrokerProcess, Client, eventually
@@ -39,6 +40,7 @@ class Whole:
             handlers={RoundReply: handle},
             instructions=self.instructions,
             commands=NoCommands(),
+            deltas=Deltas(self.site.storage, self.site.signing),
         )
         self.gateway.start()
         self.loop = Loop("gateway", self.gateway.tick, every_s=0.02)

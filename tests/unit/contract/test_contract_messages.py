@@ -49,6 +49,8 @@ MESSAGES: dict[str, msgspec.Struct] = {
     "block-request": messages.BlockRequest(sha256=SHA, blocks=[0, 1, 5]),
     "renewal-request": messages.RenewalRequest(),
     "renewal-reply": messages.RenewalReply(certificate="-----BEGIN CERTIFICATE-----"),
+    "delta-request": messages.DeltaRequest(base="", target=SHA),
+    "delta-reply": messages.DeltaReply(base=SHA, target=SHA, blob=BlobRef(SHA, 5, SHA)),
     "ack": messages.Ack(outbox="o-1", seqs=[1, 2]),
     "instruction": messages.Instruction(
         id="i-1", run="r-1", round=2, kind="train", bundle_sha256=SHA, weights=BlobRef(SHA, 5), expires_at=9.0

@@ -31,6 +31,7 @@ from contract.messages import (
     Wanted,
 )
 from coordinator import pki
+from coordinator.deltas.service import Deltas
 from coordinator.errors import ConflictError
 from coordinator.fleet import certificates
 from coordinator.fleet.tables import received
@@ -47,10 +48,19 @@ class Stage(Site):
     def __init__(self, state: Path, database: str) -> None:
         super().__init__(state, database=database)
         self.instructions = Instructions()
+        self.deltas = Deltas(self.storage, self.signing)
         self.seen: list[tuple[str, Any]] = []
         self.failure: Exception | None = None
         handlers = {RoundReply: self.handle, SignedReceipt: self.rollouts.on_receipt}
-        self.core = Core(self.storage, self.fleet, self.signing, handlers, self.instructions, commands=NoCommands())
+        self.core = Core(
+            self.storage,
+            self.fleet,
+            self.signing,
+            handlers,
+            self.instructions,
+            commands=NoCommands(),
+            deltas=self.deltas,
+        )
         self.enrol("meter-1")
         self.enrol("meter-2")
 

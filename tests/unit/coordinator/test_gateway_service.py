@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.deltas.service import Deltas
 from coordinator.gateway.service import Gateway
 from tests.fakes.fleet_site import Instructions, NoCommands, Site
 
@@ -21,6 +22,7 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         handlers={},
         instructions=Instructions(),
         commands=NoCommands(),
+        deltas=Deltas(site.storage, site.signing),
     )
     site.close()
 

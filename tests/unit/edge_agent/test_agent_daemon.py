@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 
 from contract import codec, limits, signatures, topics
-from contract.messages import Ack, BlobRef, BlockRequest, BundleRef, Desired, Instruction, SignedReceipt, Up, Wanted
+from contract.messages import (
+    Ack,
+    BlobRef,
+    BlockRequest,
+    BundleRef,
+    DeltaReply,
+    DeltaRequest,
+    Desired,
+    Instruction,
+    SignedReceipt,
+    Up,
+    Wanted,
+)
 from edge_agent import config, daemon, events, signing
 from edge_agent import folder as folders
 from edge_agent.config import Config, Folder
@@ -117,6 +129,8 @@ def test_a_pull_ends_at_once_when_another_bundle_is_wanted(
     looked_up: list[str] = []
 
     def send(message: Up) -> bool:
+        if isinstance(message, DeltaRequest):
+            agent._delivery.accept_delta(DeltaReply(base=message.base, target=message.target, blob=None))
         if isinstance(message, BlockRequest):
             asked.set()
         return True

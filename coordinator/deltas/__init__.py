@@ -1,0 +1,1 @@
+"""Patches between signed bundles, made when the first device asks."""

@@ -1,0 +1,75 @@
+"""How artifacts come to this device: by which transport, by patch or whole, and when."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from contract import topics
+from contract.messages import BlobRef, DeltaReply
+from edge_agent.artifacts import Artifacts
+from edge_agent.config import Config, Folder
+from edge_agent.deltas import Base, Bundles, Questions
+from edge_agent.session import Link
+from edge_agent.slots import Slots
+from edge_agent.state import State
+from edge_agent.transfer import Transfer
+
+
+class Delivery:
+    """The parts that fetch, put together. `accept_*` are called by the thread that reads the session's inbox."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Folder,
+        *,
+        link: Link,
+        state: State,
+        wanted: Callable[[str], str | None],
+        stopping: threading.Event,
+    ) -> None:
+        """Compose; nothing is asked for yet.
+
+        Args:
+            config, folder: of the agent.
+            link: the session.
+            state: knows what serves, and hears why a patch was of no use.
+            wanted: by the digest of a bundle, the model for which it is wanted.
+            stopping: set when the agent ends.
+        """
+        updates = config.updates
+        self._transfer = Transfer(link, window=updates.window_blocks, retry_s=config.retry_s, stopping=stopping)
+        self._artifacts = Artifacts(folder.staging, self._transfer.fill)
+        self._questions = Questions(link, retry_s=config.retry_s, stopping=stopping)
+        self._slots, self._state, self._wanted = Slots(folder.slots), state, wanted
+        self._bundles = Bundles(
+            self._artifacts,
+            self._questions.ask if updates.delta else lambda _base, _target, _give_up: None,
+            self._base,
+            lambda text: state.event("patch", text, at=time.time()),
+        )
+
+    def bundle(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
+        """Fetch a bundle, by patch or whole; errors as in `Artifacts.pull`."""
+        return self._bundles.pull(blob, give_up)
+
+    def artifact(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
+        """Fetch what is no bundle, whole; errors as in `Artifacts.pull`."""
+        return self._artifacts.pull(blob, give_up=give_up)
+
+    def accept_block(self, block: topics.BlobTopic, data: bytes) -> None:
+        """A block of an artifact."""
+        self._transfer.accept_block(block.sha256, block.block, data)
+
+    def accept_delta(self, reply: DeltaReply) -> None:
+        """The answer to a question for a patch."""
+        self._questions.accept(reply)
+
+    def _base(self, sha256: str) -> Base | None:
+        model = self._wanted(sha256)
+        active = self._state.models.get(model).active if model is not None else None
+        if model is None or active is None:
+            return None
+        path = self._slots.path(active)
+        return Base(path, active.bundle.sha256) if path.is_file() else None

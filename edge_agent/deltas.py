@@ -1,0 +1,150 @@
+"""A bundle by a patch where that is smaller: asked for, pulled, applied and checked; the whole file where that fails.
+
+Nobody signs a patch. The SHA-256 of what it makes is the signed one, or the result is thrown away.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from contract import delta
+from contract.errors import ContractError
+from contract.messages import BlobRef, DeltaReply, DeltaRequest
+from edge_agent.artifacts import Artifacts
+from edge_agent.errors import RefusedError
+from edge_agent.session import Link
+
+WORTH_BYTES = 16 * 1024  # a smaller bundle comes sooner than the answer
+_POLL_S = 0.25  # how soon a waiting request notices that the agent ends
+
+
+class Base(NamedTuple):
+    """The bundle that serves, from which a patch may start: its file and the digest that was verified."""
+
+    path: Path
+    sha256: str
+
+
+class Questions:
+    """Asks for patches. `accept` is called by the thread that reads the session's inbox."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        retry_s: float = 10.0,
+        patience_s: float = 30.0,
+        stopping: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            link: the session.
+            retry_s: seconds without an answer after which the question is sent again.
+            patience_s: seconds without an answer after which there is no patch.
+            stopping: set when the agent ends.
+            clock: monotonic seconds.
+        """
+        self._link = link
+        self._retry_s, self._patience_s = retry_s, patience_s
+        self._stopping, self._clock = stopping, clock
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[str, str], queue.Queue[DeltaReply]] = {}
+
+    def accept(self, reply: DeltaReply) -> None:
+        """An answer; one that nobody waits for is dropped."""
+        with self._lock:
+            waiting = self._waiting.get((reply.base, reply.target))
+        if waiting is not None:
+            with suppress(queue.Full):  # it has its answer
+                waiting.put_nowait(reply)
+
+    def ask(self, base: str, target: str, give_up: Callable[[], bool]) -> BlobRef | None:
+        """The patch from `base` (empty: from nothing) to `target`; None where there is none, or nobody answers."""
+        answers: queue.Queue[DeltaReply] = queue.Queue(1)
+        with self._lock:
+            self._waiting[base, target] = answers
+        try:
+            started, asked_at = self._clock(), None
+            while self._clock() - started < self._patience_s and not self._stopping.is_set() and not give_up():
+                if asked_at is None or self._clock() - asked_at >= self._retry_s:
+                    asked_at = self._clock() if self._link.send(DeltaRequest(base=base, target=target)) else None
+                with suppress(queue.Empty):
+                    return answers.get(timeout=_POLL_S).blob
+        finally:
+            with self._lock:
+                del self._waiting[base, target]
+        return None
+
+
+class Bundles:
+    """Fetches bundles by patch or whole."""
+
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        ask: Callable[[str, str, Callable[[], bool]], BlobRef | None],
+        base: Callable[[str], Base | None],
+        report: Callable[[str], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            artifacts: pulls patches and whole bundles.
+            ask: as `Questions.ask`.
+            base: by the digest of a wanted bundle, the bundle of that model that serves.
+            report: hears in a sentence why a patch was of no use.
+        """
+        self._artifacts, self._ask, self._base, self._report = artifacts, ask, base, report
+
+    def pull(self, blob: BlobRef, give_up: Callable[[], bool] = lambda: False) -> Path:
+        """The bundle on disk, with that digest; errors as in `Artifacts.pull`."""
+        if blob.size >= WORTH_BYTES and not self._artifacts.begun(blob):
+            path = self._patched(blob, give_up)
+            if path is not None:
+                return path
+        return self._artifacts.pull(blob, give_up=give_up)
+
+    def _patched(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path | None:
+        base = self._base(blob.sha256)
+        patch = self._ask(base.sha256 if base else "", blob.sha256, give_up)
+        if patch is None or patch.size >= blob.size:
+            return None
+        try:
+            path = self._artifacts.pull(patch, give_up=give_up)
+        except RefusedError as error:
+            self._report(f"the patch to {blob.sha256[:12]} could not be pulled, the whole bundle comes: {error}")
+            return None
+        try:
+            return self._apply(path, base, blob)
+        except (ContractError, RefusedError, OSError) as error:
+            self._report(f"the patch to {blob.sha256[:12]} could not be applied, the whole bundle comes: {error}")
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _apply(self, path: Path, base: Base | None, blob: BlobRef) -> Path:
+        result, digest = path.with_suffix(".patched"), hashlib.sha256()
+        base_path = base.path if base else Path(os.devnull)
+        try:
+            with base_path.open("rb") as old, result.open("wb") as new:
+
+                def read(offset: int, size: int) -> bytes:
+                    return os.pread(old.fileno(), size, offset)
+
+                base_size = base_path.stat().st_size if base else 0
+                for piece in delta.apply(path.read_bytes(), read, base_size=base_size, limit=blob.size):
+                    digest.update(piece)
+                    new.write(piece)
+            if digest.hexdigest() != blob.sha256:
+                raise RefusedError(f"its result has SHA-256 {digest.hexdigest()[:12]}, signed is {blob.sha256[:12]}")
+            return self._artifacts.adopt(result, blob)
+        finally:
+            result.unlink(missing_ok=True)
