@@ -32,7 +32,7 @@ from contract.messages import (
     Wanted,
     check_desired,
 )
-from edge_agent import __version__, config, metadata, selftest, signing, trust
+from edge_agent import __version__, config, lean, metadata, selftest, signing, trust
 from edge_agent.apps import Apps
 from edge_agent.delivery import Delivery
 from edge_agent.errors import ConfigError, UnavailableError
@@ -61,6 +61,7 @@ _BACKOFF_S = (0.5, 10.0)
 _STALE_S = 7 * 86400.0
 _PROBATION_S = 1.0
 _EXPIRE_S = 600.0
+_SETTLE_S = 10.0  # after a start or an update, until its memory is given back
 
 
 class Agent:
@@ -135,6 +136,7 @@ class Agent:
         self._compose(folder)
         self._switch.restore()
         self._hello_at = self._expire_at = 0.0
+        self._settle_at = time.monotonic() + _SETTLE_S
 
     def _compose(self, folder: config.Folder) -> None:
         slots = Slots(folder.slots)
@@ -297,10 +299,14 @@ class Agent:
             wake.set()  # again after the pause
             raise
         self._hello_at = 0.0
+        self._settle_at = time.monotonic() + _SETTLE_S
 
     def _watch(self, _wake: threading.Event) -> None:
         if self._probations.tick():
             self._hello_at = 0.0
+        if time.monotonic() >= self._settle_at:
+            self._settle_at = float("inf")
+            lean.settle()
         self._stopping.wait(_PROBATION_S)
 
     def _model_of(self, sha256: str) -> str | None:

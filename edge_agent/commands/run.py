@@ -50,6 +50,10 @@ def _run(options: argparse.Namespace) -> int:
     import sys
     import time
 
+    from edge_agent import lean
+
+    lean.start()
+
     from edge_agent import config, daemon, events, logs
 
     ring = logs.configure(options.log, options.log_level or config.load(config.Folder(options.state)).log_level)
