@@ -1,13 +1,17 @@
 """Who this device is: its name, its P-256 key, its certificate, and what it signs."""
 
 import ssl
+import time
 from pathlib import Path
+from typing import Any
 
 from contract import codec
 from contract.messages import Receipt, SignedReceipt
-from edge_agent import signing, token_key
+from edge_agent import RELEASED, signing, token_key
 from edge_agent.config import Folder
 from edge_agent.errors import ConfigError
+
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h, which `ssl` has no name for
 
 
 class Identity:
@@ -58,13 +62,27 @@ def settle(folder: Folder) -> None:
         folder.new_certificate.replace(folder.certificate)
 
 
+class _Context(ssl.SSLContext):
+    """Decides at every connection, because a clock may be set in between."""
+
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        """As the base does."""
+        flags = int(self.verify_flags) & ~_NO_CHECK_TIME
+        self.verify_flags = ssl.VerifyFlags(flags | _NO_CHECK_TIME if time.time() < RELEASED else flags)
+        return super().wrap_socket(*arguments, **options)
+
+
 def server_tls(ca: Path) -> ssl.SSLContext:
     """TLS that trusts one certificate authority and no other.
+
+    While the device's clock is before the day on which this agent was released, it is known to be wrong, and validity
+    dates are not looked at: a device without a battery for its clock would never come back otherwise. Who could use
+    that holds the key of an expired certificate of this authority; bundles stay safe (`verifier`).
 
     Raises:
         ConfigError: the CA file is missing or no certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_verify_locations(ca)
