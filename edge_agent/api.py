@@ -113,8 +113,8 @@ class Api:
             case "GET", []:
                 return _json(_metadata(self._model(name, version)))
             case "GET", ["ready"]:
-                model = self._serving.get(name)
-                ready = model is not None and version in {None, str(model.ref.version)}
+                ref = self._serving.ref(name)
+                ready = ref is not None and version in {None, str(ref.version)}
                 return _json({"name": name, "ready": ready}, 200 if ready else 503)
             case "POST", ["infer"]:
                 return self._infer(name, version, body, header_length)
@@ -125,21 +125,21 @@ class Api:
         )
 
     def _ready(self) -> bool:
-        names = self._serving.names()
-        return bool(names) and all(self._serving.get(name) is not None for name in names)
+        return bool(self._serving.names())
 
     def _index(self, name: str) -> dict[str, str]:
-        model = self._serving.get(name)
-        if model is None:
-            return {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "it is not loaded"}
-        return {"name": name, "version": str(model.ref.version), "state": "READY", "reason": ""}
+        ref = self._serving.ref(name)
+        if ref is None:  # it was taken off the device just now
+            return {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "it does not serve any more"}
+        reason = "" if self._serving.get(name) is not None else "it is loaded when it is asked for"
+        return {"name": name, "version": str(ref.version), "state": "READY", "reason": reason}
 
     def _model(self, name: str, version: str | None) -> Model:
-        model = self._serving.get(name)
-        if model is None:
+        if self._serving.ref(name) is None:
             raise self._missing(name)
-        _check_version(model, version)
-        return model
+        with self._serving.use(name) as model:
+            _check_version(model, version)
+            return model
 
     def _missing(self, name: str) -> ApiError | UnavailableError:
         names = self._serving.names()
@@ -149,7 +149,7 @@ class Api:
         return ApiError(404, f"no model {name[:64]!r} on this device; it has {', '.join(names)}")
 
     def _infer(self, name: str, version: str | None, body: bytes, header_length: str | None) -> Answer:
-        if self._serving.get(name) is None and name not in self._serving.names():
+        if self._serving.ref(name) is None:
             return self._elsewhere(name, body, header_length, self._missing(name))
         request = inference.decode_request(body, _length(header_length))
         x = _only(request, ["x"])["x"]

@@ -103,7 +103,7 @@ class Agent:
         self._state.put("starts", self._starts)
         self._hellos = 0
         self._identity.tls()  # an identity that cannot be used is said now, not with each connection
-        self._serving = Serving()
+        self._serving = Serving(self._config.runtime)
         self._session = Session(
             self._config.device,
             host=self._config.broker_host,

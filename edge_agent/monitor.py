@@ -74,8 +74,7 @@ class Monitor:
         """The model whose input the source is."""
         if self._config.source_model:
             return self._config.source_model
-        only = self._serving.only()
-        return only.ref.model if only is not None else None
+        return self._serving.only()
 
     def record(self, model: Model, rows: int) -> None:
         """Note that a model inferred and counted so many: on disk within a second, or when they are a window's worth.

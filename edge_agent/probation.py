@@ -56,7 +56,7 @@ class Probations:
             Whether what serves has changed.
         """
         now = self._monotonic()
-        changed = self._obey()
+        changed = self._obey() | self._replace_broken()
         for model in self._on_probation(now):
             changed |= self._judge(model, now)
         if self._well_at is not None and now >= self._well_at:
@@ -105,6 +105,17 @@ class Probations:
     def _note(self, model: str, tally: Tally, now: float) -> None:
         self._watched[model].noted_at = now
         self._switch.observe(model, self._watched[model].slot, tally)
+
+    def _replace_broken(self) -> bool:
+        """Bundles that could not be loaded when somebody asked for them give way to what served before."""
+        changed = False
+        while not self._serving.broken.empty():
+            ref, reason = self._serving.broken.get()
+            active = self._state.models.get(ref.model).active
+            if active is not None and active.bundle == ref:
+                self._switch.roll_back(ref.model, reason, of=active, heal=True)
+                changed = True
+        return changed
 
     # What a person orders.
 

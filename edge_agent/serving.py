@@ -1,5 +1,6 @@
 """The models that serve: a bundle's transform and runtime each, and the swap to another that no inference straddles."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from contract.errors import TransformError
 from contract.messages import BundleRef
 from contract.profile import Counts, ProfileSpec, count
 from contract.transform import Transform
-from edge_agent.errors import NotFiniteError, RuntimeModelError, UnavailableError
+from edge_agent.config import Runtime as RuntimeSettings
+from edge_agent.errors import NotFiniteError, RefusedError, RuntimeModelError, UnavailableError
 from edge_agent.health import Meter
 from edge_agent.runtime import Runtime, softmax
 from edge_agent.runtime_backend import RuntimeOptions
 from edge_agent.steps import Steps
 
+_NOTHING = "no model {!r} serves on this device"
+_PATIENCE_S = 10.0  # for an inference in hand, when its model must make room for another
 _ROWS = 256  # samples inferred at a time: a sample file may hold more than fit into memory as float32
 
 
@@ -161,88 +165,201 @@ class Model:
         return count(self.profile, inference.features[rows], inference.probabilities[rows])
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from when it must be loaded again, and the memory that it takes then.
+
+    `load` raises RefusedError where the disk lost the bundle, RuntimeModelError where the runtime refuses it.
+    """
+
+    ref: BundleRef
+    load: Callable[[], Model]
+    memory_bytes: int
+
+
 class Seat:
-    """One model's place: `with seat as model` uses it, and a swap waits until nobody does."""
+    """One model's place: `with seat as model` uses it, and a swap waits until nobody does.
 
-    __slots__ = ("_lock", "_model", "_name")
+    A model that is not in memory is loaded then.
+    """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    __slots__ = ("_admit", "_lock", "_model", "name", "origin", "used_at")
+
+    def __init__(self, name: str, admit: "Callable[[Seat], Model]") -> None:
+        self.name = name
+        self._admit = admit
         self._lock = threading.RLock()
         self._model: Model | None = None
+        self.origin: Origin | None = None
+        self.used_at = 0.0  # monotonic seconds
 
     def __enter__(self) -> Model:
         """Take the model.
 
         Raises:
-            UnavailableError: it was taken off this device.
+            UnavailableError: it was taken off this device, or cannot be loaded now.
         """
         self._lock.acquire()
-        if self._model is None:
+        try:
+            model = self._model if self._model is not None else self._load()
+        except BaseException:
             self._lock.release()
-            raise UnavailableError(f"no model {self._name} serves on this device")
-        return self._model
+            raise
+        self.used_at = time.monotonic()
+        return model
 
     def __exit__(self, *_: object) -> None:
         """Give it back."""
         self._lock.release()
 
-    def swap(self, model: Model | None, commit: Callable[[], None]) -> None:
+    def _load(self) -> Model:
+        self._model = self._admit(self)
+        return self._model
+
+    def swap(self, model: Model | None, origin: Origin | None, commit: Callable[[], None]) -> None:
         """Commit, then put another model in its place."""
         with self._lock:
             commit()
-            self._model = model
+            self._model, self.origin = model, origin
+
+    def unload(self) -> bool:
+        """Take the model out of memory once nobody uses it; False where that takes too long."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            return False
+        self._model = None
+        self._lock.release()
+        return True
 
     def peek(self) -> Model | None:
-        """The model, though somebody may be using it."""
+        """The model, though somebody may be using it; None where it is not in memory."""
         return self._model
+
+    @property
+    def ref(self) -> BundleRef | None:
+        """What serves here, in memory or not."""
+        model = self._model
+        return model.ref if model is not None else self.origin.ref if self.origin is not None else None
 
 
 class Serving:
-    """The models that serve, by name. Use one within `use`: an interpreter runs one inference at a time."""
+    """The models that serve, by name. Use one within `use`: an interpreter runs one inference at a time.
 
-    def __init__(self) -> None:
+    A model need not be in memory: it is loaded when somebody asks for it. Where `runtime.memory_bytes` is too little
+    for all, the least important go out of memory, and among those the one that was not used for longest.
+
+    Attributes:
+        broken: bundles that could not be loaded, and why; somebody must look after them.
+    """
+
+    def __init__(self, runtime: RuntimeSettings | None = None) -> None:
+        """Begin with nothing; `runtime` are the settings, None the defaults."""
+        self._runtime = runtime or RuntimeSettings()
         self._seats: dict[str, Seat] = {}
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.RLock()
         self._inferences = 0
+        self.broken: queue.SimpleQueue[tuple[BundleRef, str]] = queue.SimpleQueue()
 
     def names(self) -> list[str]:
-        """Models that serve, sorted."""
-        return sorted(name for name, seat in list(self._seats.items()) if seat.peek() is not None)
+        """Models that serve, in memory or not, sorted."""
+        return sorted(name for name, seat in list(self._seats.items()) if seat.ref is not None)
+
+    def ref(self, name: str) -> BundleRef | None:
+        """The bundle of a model that serves."""
+        seat = self._seats.get(name)
+        return seat.ref if seat is not None else None
 
     def get(self, name: str) -> Model | None:
-        """A model that serves; what it holds may be read, but infer within `use`."""
+        """A model that is in memory; what it holds may be read, but infer within `use`."""
         seat = self._seats.get(name)
         return seat.peek() if seat is not None else None
 
-    def only(self) -> Model | None:
-        """The model that serves where it is the only one."""
+    def only(self) -> str | None:
+        """Name of the model that serves where it is the only one."""
         names = self.names()
-        return self.get(names[0]) if len(names) == 1 else None
+        return names[0] if len(names) == 1 else None
 
     def bundles(self) -> list[BundleRef]:
         """What serves, by name of the model."""
-        return [model.ref for name in self.names() if (model := self.get(name)) is not None]
+        return [ref for name in self.names() if (ref := self.ref(name)) is not None]
 
     def use(self, name: str) -> Seat:
         """A context that holds a model: `with serving.use("digits") as model: ...`.
 
         Raises:
-            UnavailableError: here or on entering: no such model serves.
+            UnavailableError: here or on entering: no such model serves, or it cannot be loaded now.
         """
         seat = self._seats.get(name)
         if seat is None:
-            raise UnavailableError(f"no model {name[:64]!r} serves on this device")
+            raise UnavailableError(_NOTHING.format(name[:64]))
         return seat
 
-    def swap(self, name: str, model: Model | None, commit: Callable[[], None] = lambda: None) -> None:
+    def swap(
+        self,
+        name: str,
+        model: Model | None,
+        commit: Callable[[], None] = lambda: None,
+        *,
+        origin: Origin | None = None,
+    ) -> None:
         """Wait for the inference in hand, commit the change durably, then serve the new model, or none.
 
         Where `commit` fails, the old one serves on.
+
+        Args:
+            name: of the model.
+            model: that is in memory already; None with an `origin` is loaded when somebody asks for it.
+            commit: the durable part.
+            origin: where the model comes from; None keeps it in memory.
         """
         with self._lock:
-            seat = self._seats.setdefault(name, Seat(name))
-        seat.swap(model, commit)
+            seat = self._seats.setdefault(name, Seat(name, self._admit))
+        seat.swap(model, origin, commit)
+
+    def has_room(self, name: str, memory_bytes: int) -> bool:
+        """Whether a model may be in memory now; what is less important goes out of memory for it."""
+        with self._loading:
+            try:
+                self._make_room(name, memory_bytes)
+            except UnavailableError:
+                return False
+            return True
+
+    def _admit(self, seat: Seat) -> Model:
+        """Load a model; its seat is held, so that everybody else who wants it waits."""
+        origin = seat.origin
+        if origin is None:
+            raise UnavailableError(_NOTHING.format(seat.name))
+        with self._loading:
+            self._make_room(seat.name, origin.memory_bytes)
+            try:
+                return origin.load()
+            except (RefusedError, RuntimeModelError, MemoryError) as error:
+                reason = str(error) or type(error).__name__
+                self.broken.put((origin.ref, reason))
+                raise UnavailableError(f"model {seat.name!r} cannot be loaded: {reason}") from error
+
+    def _make_room(self, name: str, needed: int) -> None:
+        limit, priority = self._runtime.memory_bytes, self._runtime.priority
+        while limit and (loaded := self._loaded(name)) and needed + sum(loaded.values()) > limit:
+            mine = priority.get(name, 0)
+            less = [seat for seat in loaded if seat.origin is not None and priority.get(seat.name, 0) <= mine]
+            if not less:
+                others = ", ".join(sorted(seat.name for seat in loaded))
+                raise UnavailableError(
+                    f"model {name!r} takes {needed} bytes of memory, runtime.memory_bytes is {limit}, and {others} "
+                    "matter more (runtime.priority)"
+                )
+            victim = min(less, key=lambda seat: (priority.get(seat.name, 0), seat.used_at))
+            if not victim.unload():
+                raise UnavailableError(f"model {name!r} waits for memory, but {victim.name!r} is in use all the time")
+
+    def _loaded(self, but: str) -> dict[Seat, int]:
+        """Models in memory, but one, and what they take."""
+        return {
+            seat: seat.origin.memory_bytes if seat.origin is not None else 0
+            for seat in list(self._seats.values())
+            if seat.name != but and seat.peek() is not None
+        }
 
     @property
     def inferences(self) -> int:

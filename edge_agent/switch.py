@@ -22,7 +22,7 @@ from edge_agent.health import Meter, Tally
 from edge_agent.identity import Identity
 from edge_agent.placement import Placement, Probation, Slot
 from edge_agent.runtime_backend import inference_options
-from edge_agent.serving import Model, Serving
+from edge_agent.serving import Model, Origin, Serving
 from edge_agent.slots import Slots, idle
 from edge_agent.state import State
 
@@ -73,7 +73,8 @@ class Switch:
             found = self._slots.recover() if self._state.created else {}
             for model, placement in found.items():
                 self._state.models.put(model, placement)
-            for model in self._state.models.all():
+            important = self._config.runtime.priority
+            for model in sorted(self._state.models.all(), key=lambda name: -important.get(name, 0)):
                 self._restore(model)
             self._slots.sweep(self._state.models.all())
 
@@ -84,17 +85,21 @@ class Switch:
                 reason = f"the agent crashed {placement.starts} times in a row with it"
                 self.roll_back(model, f"on probation: {reason}" if new else reason, heal=not new)
                 continue
-            with self._even_on_a_full_disk():
-                self._note_starts(model, placement.starts + 1)  # before it is loaded, for that may be what crashes
             try:
-                self._serving.swap(model, self._load(slot))
+                loaded = self._load(slot) if self._is_due(slot) else None
             except (RefusedError, RuntimeModelError, MemoryError) as error:
                 self.roll_back(model, str(error) or type(error).__name__, heal=True)
                 continue
-            if not new:
-                with self._even_on_a_full_disk():
-                    self._note_starts(model, 0)
+            self._serving.swap(model, loaded, origin=self._origin(slot))
             return
+
+    def _is_due(self, slot: Slot) -> bool:
+        """Whether a model belongs into memory before somebody asks for it."""
+        model = slot.bundle.model
+        return model not in self._config.runtime.lazy and self._serving.has_room(model, slot.memory_bytes)
+
+    def _origin(self, slot: Slot) -> Origin:
+        return Origin(slot.bundle, lambda: self._load(slot), slot.memory_bytes)
 
     @contextmanager
     def _even_on_a_full_disk(self) -> Iterator[None]:
@@ -105,15 +110,25 @@ class Switch:
             _LOG.warning("the start is not noted down: %s", error)
 
     def _note_starts(self, model: str, starts: int) -> None:
-        placement = self._state.models.get(model)
-        if placement.starts != starts:
-            self._state.models.put(model, msgspec.structs.replace(placement, starts=starts))
+        with self._state.transaction():
+            placement = self._state.models.get(model)
+            if placement.starts != starts:
+                self._state.models.put(model, msgspec.structs.replace(placement, starts=starts))
 
     def _load(self, slot: Slot) -> Model:
+        """Load a model. That it is tried is noted before, for it may crash the agent."""
+        name = slot.bundle.model
+        placement = self._state.models.get(name)
+        serves = placement.active == slot
+        if serves:
+            with self._even_on_a_full_disk():
+                self._note_starts(name, placement.starts + 1)
         model = Model(slot.bundle, self._slots.load(slot), inference_options(self._config))
-        placement = self._state.models.get(slot.bundle.model)
-        if placement.probation is not None and placement.active == slot:
+        if serves and placement.probation is not None:
             model.meter = Meter(self._config.health)
+        elif serves:
+            with self._even_on_a_full_disk():
+                self._note_starts(name, 0)
         return model
 
     # Changes.
@@ -127,6 +142,9 @@ class Switch:
             RefusedError, RuntimeModelError, OSError: it cannot be served after all; what served before serves on.
         """
         with self.lock:
+            limit = self._config.runtime.memory_bytes
+            if 0 < limit < memory_bytes:
+                raise RefusedError(f"it takes {memory_bytes} bytes of memory, runtime.memory_bytes is {limit}")
             before = self._state.models.get(ref.model)
             on_probation = before.probation is not None and before.previous is not None
             kept = before.previous if on_probation else before.active
@@ -141,11 +159,18 @@ class Switch:
                 self._state.models.put(ref.model, narrowed)
             try:
                 self._slots.stage(slot, file)
-                model = Model(ref, self._slots.load(slot), inference_options(self._config))
-                model.meter = Meter(self._config.health)
+                model = None
+                if self._is_due(slot):
+                    model = Model(ref, self._slots.load(slot), inference_options(self._config))
+                    model.meter = Meter(self._config.health)
                 receipt = self._sign(ref, wanted.rollout, "activated", "")
                 after = Placement(active=slot, previous=kept, probation=Probation(), starts=1, answered=wanted.revision)
-                self._serving.swap(ref.model, model, lambda: self._commit(ref.model, after, receipt, "activated", ""))
+                self._serving.swap(
+                    ref.model,
+                    model,
+                    lambda: self._commit(ref.model, after, receipt, "activated", ""),
+                    origin=self._origin(slot),
+                )
             except BaseException:
                 if on_probation:  # its slot may be gone
                     self._restore(ref.model)
@@ -192,7 +217,7 @@ class Switch:
                         self._state.models.add_rollback(bad.bundle, reason, final=final)
                     self._commit(model, after, receipt, "rolled-back", reason)
 
-            self._serving.swap(model, loaded, commit)
+            self._serving.swap(model, loaded, commit, origin=self._origin(kept) if kept is not None else None)
             self._drop(bad)
         _LOG.warning("rolled back %s: %s", name_of(bad.bundle), reason)
         self._tell("rolled-back", bundle=bad.bundle, reason=reason)

@@ -121,8 +121,7 @@ class SourceWorker:
     def _model_name(self) -> str | None:
         if self._source.model:
             return self._source.model
-        only = self._serving.only()
-        return None if only is None else only.ref.model
+        return self._serving.only()
 
     def _count(self, model: Model, batch: Batch) -> None:
         inference, rows = None, np.zeros(0, np.intp)

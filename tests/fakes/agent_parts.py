@@ -82,7 +82,7 @@ class Parts:
         self.now = 1000.0
         self._write_identity()
         self.state = open_state(self.folder.state, outbox_id="o", bounds=config.outbox)
-        self.slots, self.serving = Slots(self.folder.slots), Serving()
+        self.slots, self.serving = Slots(self.folder.slots), Serving(config.runtime)
         self.switch = Switch(
             config,
             state=self.state,
@@ -150,8 +150,8 @@ class Parts:
 
     def served(self, model: str = "thirds") -> int | None:
         """Version that serves."""
-        found = self.serving.get(model)
-        return found.ref.version if found else None
+        found = self.serving.ref(model)
+        return found.version if found else None
 
     def _self_test(self, path: Path, ref: BundleRef) -> int:
         """All that the child does, in this process."""

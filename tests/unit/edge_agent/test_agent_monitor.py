@@ -79,7 +79,7 @@ def test_a_file_whose_output_is_not_finite_is_passed_over_and_the_next_one_count
     monitor = _monitor(parts)
     _feed(parts, "000", x=agent_models.samples(3, seed=1)[0])
     _feed(parts, "001", x=agent_models.samples(50, seed=0)[0])
-    model = parts.serving.only()
+    model = parts.serving.get("thirds")
     assert model is not None
     model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
         np.full((len(values), agent_models.CLASSES), np.nan, np.float32) if len(values) == 3 else real(values)
@@ -94,7 +94,7 @@ def test_a_file_whose_output_is_not_finite_is_passed_over_and_the_next_one_count
 def test_a_large_file_is_inferred_in_parts_that_fit_into_memory(parts: Parts) -> None:
     monitor = _monitor(parts)
     sizes: list[int] = []
-    model = parts.serving.only()
+    model = parts.serving.get("thirds")
     assert model is not None
     model._runtime.logits = lambda values, real=model._runtime.logits: (  # type: ignore[method-assign]
         sizes.append(len(values)) or real(values)
@@ -160,7 +160,7 @@ def test_however_samples_are_split_into_files_their_counts_add_up_to_the_same(
 ) -> None:
     parts = Parts(tmp_path_factory.mktemp("agent"))
     _serve(parts)
-    model = parts.serving.only()
+    model = parts.serving.get("thirds")
     assert model is not None
     x, _ = agent_models.samples(sum(sizes), seed=1)
     starts = np.cumsum([0, *sizes])

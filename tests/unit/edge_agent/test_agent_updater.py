@@ -228,7 +228,7 @@ def test_a_model_that_is_not_wanted_any_more_goes_with_its_slots_and_nothing_els
         ["fourths"],
         ["fourths"],
     )
-    with pytest.raises(UnavailableError, match="no model thirds"), parts.serving.use("thirds"):
+    with pytest.raises(UnavailableError, match="no model 'thirds'"), parts.serving.use("thirds"):
         pass
     assert parts.state.last_event("removed") is not None
     parts.want(4, first)
