@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 _CONNECTIONS = 64
 _CONNECTIONS_PER_APP = 32
 _HEAD_BYTES = 32 * 1024
-_LARGE_BYTES = 64 * 1024  # larger bodies are handled four at a time, so that they cannot fill the memory together
+_LARGE_BYTES = 64 * 1024  # of larger bodies a few may be in memory, and one at a time is taken apart
+_LARGE_BODIES, _LARGE_BODIES_PER_APP = 4, 2  # of the largest size
 _DRAIN_BYTES = 64 * 1024 * 1024
 _IDLE_S = 60.0
 _REQUEST_S = 15.0
@@ -52,7 +53,8 @@ class ApiServer:
         self.request_s = request_s
         self.max_body_bytes = config.api.max_body_bytes
         self.rates = Rates(rate_per_s=config.api.rate_per_s, burst=config.api.burst)
-        self.large = threading.BoundedSemaphore(4)
+        self.large = threading.Lock()
+        self._held: Counter[str] = Counter()  # bytes of large bodies, by app
         self.stopping = False
         self.port = config.api.http_port
         self._socket = root / config.api.socket if config.api.socket else None
@@ -86,6 +88,20 @@ class ApiServer:
         if self._wake is not None:
             with suppress(OSError):
                 self._wake.send(b"\0")
+
+    def hold(self, app: str, size: int) -> bool:
+        """Whether a large body has room in memory; then `let_go` gives the room back."""
+        with self._lock:
+            room = self._held[app] + size <= _LARGE_BODIES_PER_APP * self.max_body_bytes
+            if room and self._held.total() + size <= _LARGE_BODIES * self.max_body_bytes:
+                self._held[app] += size
+                return True
+        return False
+
+    def let_go(self, app: str, size: int) -> None:
+        """A large body was handled."""
+        with self._lock:
+            self._held[app] -= size
 
     def _accept(self, listeners: list[socket.socket], woken: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
@@ -228,10 +244,23 @@ class _Conversation(BaseHTTPRequestHandler):
             text = f"too many requests; wait {wait} s (api.rate_per_s and api.burst in agent.toml)"
             self._send(refusal(429, text, Retry_After=str(wait)))
         elif length > _LARGE_BYTES:
-            with self.server.large:
-                self._send(self._answer(length))
+            self._serve_large(length)
         else:
-            self._send(self._answer(length))
+            self._send(self._answer(self._read(length), length))
+
+    def _serve_large(self, length: int) -> None:
+        if not self.server.hold(self._app, length):
+            self.close_connection = True
+            self._send(refusal(503, "too many large requests at once; send them one after another", Retry_After="1"))
+            self._hang_up()
+            return
+        try:
+            body = self._read(length)
+            with self.server.large:
+                answer = self._answer(body, length)
+        finally:
+            self.server.let_go(self._app, length)
+        self._send(answer)
 
     def _check(self) -> tuple[int, Answer | None]:
         """Bytes of the body, and why the request is refused before they are read."""
@@ -259,9 +288,11 @@ class _Conversation(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         return host.lower() in {"127.0.0.1", "localhost"} and self.headers.get("Origin") is None
 
-    def _answer(self, length: int) -> Answer:
+    def _read(self, length: int) -> bytes:
         self._raw.room = length
-        body = self.rfile.read(length) if length else b""
+        return self.rfile.read(length) if length else b""
+
+    def _answer(self, body: bytes, length: int) -> Answer:
         if len(body) < length:
             self.close_connection = True
             return refusal(400, f"the body ended after {len(body)} of {length} bytes")

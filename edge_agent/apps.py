@@ -1,11 +1,13 @@
 """What programs on the device meet, put together: the local API, what stands in for it, kept samples, and sources."""
 
+import logging
 import threading
 import time
 
 from edge_agent.api import Api
 from edge_agent.api_server import ApiServer
 from edge_agent.config import Config, Folder
+from edge_agent.errors import UnavailableError
 from edge_agent.events import Tell
 from edge_agent.fallback import Cloud
 from edge_agent.liveness import Stopping
@@ -15,6 +17,8 @@ from edge_agent.serving import Serving
 from edge_agent.sources.push import Pushes
 from edge_agent.sources.worker import SourceWorker
 from edge_agent.state import State
+
+_LOG = logging.getLogger(__name__)
 
 
 class Apps:
@@ -37,6 +41,7 @@ class Apps:
     ) -> None:
         """Put it together; nothing listens and nothing is pulled yet."""
         self._config, self._folder, self._state, self._stopping = config, folder, state, stopping
+        self._said = ""
         self.store = self._make_store()
         keep = self.store.add if self.store else None
         pushes = Pushes()
@@ -64,8 +69,15 @@ class Apps:
         Raises:
             UnavailableError: it cannot listen.
         """
-        with self._stopping.resting():
-            self._server.serve()
+        try:
+            with self._stopping.resting():
+                self._server.serve()
+        except UnavailableError as error:
+            if str(error) != self._said:  # it is tried again and again
+                self._said = str(error)
+                _LOG.warning("%s", error)
+                self._state.event("api", str(error), at=time.time())
+            raise
 
     def stop(self) -> None:
         """Ask `serve` to return."""

@@ -29,6 +29,24 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     flush(path.parent)
 
 
+def append(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write at the end of a file, which is made if need be, and flush it; what a cut leaves of `content` is a part.
+
+    The folder is flushed where the file is new, so that its name is on the disk, too.
+    """
+    new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0), mode)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        flush(path.parent)
+
+
 def move(source: Path, target: Path) -> None:
     """Flush a file to the disk and give it another name, in another folder of the same disk perhaps."""
     make_folder(target.parent)

@@ -24,7 +24,7 @@ from contract import tensors
 from contract.bundle import check_model
 from contract.errors import ContractError
 from edge_agent.errors import ConfigError, SampleError
-from edge_agent.files import write_atomically
+from edge_agent.files import append, make_folder, remove, write_atomically
 from edge_agent.samples import Samples
 
 _HEADER = struct.Struct(">IId")
@@ -154,18 +154,14 @@ class SampleStore:
             young = abs(now - segment.first) < self._keep_s / _SEGMENTS
             if young and segment.size + size <= self._quota // _SEGMENTS:
                 return number
-        for folder in (self.folder, self.folder / model):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self.folder / model)
         if self._cipher is None:
             self._cipher = cipher(read_key(self.folder) or self._make_key())
         number = max(self._segments, default=0) + 1
-        while (path := self.folder / model / f"{number:010d}.seg").exists():  # made when the disk was full
+        while (path := self.folder / model / f"{number:010d}.seg").exists():  # left by one that could not be written
             number += 1
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         self._segments[number] = _Segment(path, first=now, last=now)
         self._open[model] = number
-        for folder in (path.parent, self.folder):
-            _sync(folder)
         return number
 
     def _make_key(self) -> bytes:
@@ -177,10 +173,7 @@ class SampleStore:
         nonce = secrets.token_bytes(_NONCE_BYTES)
         header = _HEADER.pack(_NONCE_BYTES + len(content) + _TAG_BYTES, samples, now)
         sealed = self._cipher.encrypt(nonce, content, _bound(segment.model, number, segment.records, header))
-        with segment.path.open("ab") as file:
-            file.write(header + nonce + sealed)
-            file.flush()
-            os.fsync(file.fileno())
+        append(segment.path, header + nonce + sealed)
         segment.size += len(header) + len(nonce) + len(sealed)
         segment.records += 1
         segment.samples += samples
@@ -191,13 +184,14 @@ class SampleStore:
             expired = now - self._segments[number].last > self._keep_s
             full = sum(segment.size for segment in self._segments.values()) > self._quota
             if expired or full:
-                segment = self._segments.pop(number)
+                segment = self._segments[number]
                 if self._open.get(segment.model) == number:
                     del self._open[segment.model]
-                segment.path.unlink(missing_ok=True)
+                remove(segment.path)
+                del self._segments[number]
 
     def _erase(self) -> None:
-        (self.folder / KEY).unlink(missing_ok=True)
+        remove(self.folder / KEY)
         for path in self.folder.glob("*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -305,11 +299,3 @@ def cipher(key: bytes) -> Any:
     except ImportError as error:
         raise ConfigError(f"samples cannot be kept without cryptography: {error}") from error
     return AESGCM(key)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ With --json, standard output has one JSON object a line, with `event`, `at` (sec
   removed       model, rollout (a model was taken off this device)
   window        samples, bundle_sha256 (a profile window was sent)
   round         run, round, kind, examples, metrics, error (empty where it succeeded)
-  source        source, what (failed, ended or passed-over), reason
+  source        source, what (failed, ended, waits or passed-over), reason
   command       command (its id), kind, error (empty where it succeeded)
   dropped       topic, reason (a message that broke the contract)
   renewed       ends (of the new certificate)

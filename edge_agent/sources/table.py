@@ -63,7 +63,8 @@ def _read_csv(options: CsvOptions, start: int, size: int) -> Rows:
             for _ in range(start):
                 next(reader, None)
             while rows := [row for _, row in zip(range(size), reader, strict=False)]:
-                yield _numbers(rows, indices, names.index(label) if label else None)
+                yield _numbers(rows, start, indices, names.index(label) if label else None)
+                start += len(rows)
         except csv.Error as error:
             raise SampleError(f"{options.path}: {error}") from error
 
@@ -76,16 +77,16 @@ def _columns(options: Options, names: Sequence[str]) -> tuple[list[str], str]:
     return wanted, options.label
 
 
-def _numbers(rows: list[list[str]], indices: list[int], label: int | None) -> tuple[Any, Any, int, str]:
+def _numbers(rows: list[list[str]], start: int, indices: list[int], label: int | None) -> tuple[Any, Any, int, str]:
     xs, ys, bad, reason = [], [], 0, ""
-    for row in rows:
+    for at, row in enumerate(rows):
         try:
             xs.append([float(row[index]) if row[index].strip() else np.nan for index in indices])
             if label is not None:
                 ys.append(int(float(row[label])))
-        except (ValueError, IndexError, OverflowError) as error:
+        except (ValueError, IndexError, OverflowError):  # which say what stands there; that stays on the device
             del xs[len(ys) if label is not None else len(xs) :]
-            bad, reason = bad + 1, f"row {row}: {error}"[:200]
+            bad, reason = bad + 1, f"row {start + at + 1} has a cell that is no number, or lacks one"
     x = np.array(xs, np.float64).reshape(len(xs), len(indices))
     return x, None if label is None else np.array(ys, np.int64), bad, reason
 

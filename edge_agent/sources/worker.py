@@ -66,7 +66,7 @@ class SourceWorker:
         self._stopping, self._pushes, self._keep, self._clock, self._tell = stopping, pushes, keep, clock, tell
         self.name = f"source/{source.kind}-{hashlib.sha256(codec.encode_json(source)).hexdigest()[:12]}"
         self._progress = state.get(self.name, Progress, Progress())
-        self._said_at, self._unsaid = float("-inf"), 0
+        self._said_at, self._unsaid, self._undecided = float("-inf"), 0, False
 
     def run(self) -> None:
         """Pull until the source or the agent ends. A source that fails is opened again, later and later."""
@@ -109,6 +109,9 @@ class SourceWorker:
             self._pass_over(batch.passed_over, batch.reason)
         while not self._stopping.is_set():
             name = self._model_name()
+            if name is None and len(self._serving.names()) > 1 and not self._undecided:
+                self._undecided = True
+                self._say("waits", "several models serve; set its `model` in agent.toml to one of them")
             try:
                 if name is not None:
                     with self._serving.use(name) as model:

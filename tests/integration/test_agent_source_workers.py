@@ -172,6 +172,16 @@ def test_a_source_that_fails_is_said_and_the_others_go_on(site: Site, tmp_path: 
     assert eventually(lambda: site.counted() == 25, 60)
 
 
+def test_where_several_models_serve_a_source_without_one_says_so_and_loses_nothing(site: Site, tmp_path: Path) -> None:
+    site.serve()
+    site.parts.serving.swap("other", model(agent_bundles.make(model="other")))
+    write_csv(tmp_path / "f.csv", 5)
+    site.start("csv", path=str(tmp_path / "f.csv"), label="label")
+    assert eventually(lambda: [told for told in site.told if "several models serve" in str(told["reason"])], 30)
+    site.parts.serving.swap("other", None)
+    assert eventually(lambda: site.counted() == 5, 30)
+
+
 def test_a_commands_samples_are_counted_and_it_is_started_again_when_it_dies(site: Site) -> None:
     site.serve()
     x, _ = agent_models.samples(1, seed=0)

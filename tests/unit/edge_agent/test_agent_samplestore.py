@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent import samples, samplestore
+from edge_agent import files, samples, samplestore
 from edge_agent.errors import SampleError
 from edge_agent.samplestore import SampleStore
+from tests.fakes.faulty_disk import KINDS, FaultyDisk, Kind, PowerLoss
 
 SHAPE = (4,)
 HEADER = samplestore._HEADER.size
@@ -219,7 +221,7 @@ def test_a_full_disk_is_said_and_loses_nothing_that_was_kept(store: Store, monke
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)  # after the bytes were written, so that what is there may be whole
     for _ in range(3):
         with pytest.raises(OSError, match="No space left"):
             store.add(2)
@@ -246,6 +248,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from edge_agent.samplestore import SampleStore
+from tests.fakes.faulty_disk import KINDS, FaultyDisk, Kind, PowerLoss
 store = SampleStore(Path(sys.argv[1]) / "samples", quota_bytes=10**7, keep_s=1e9, clock=lambda: 0.0, event=print)
 for label in range(100_000):
     store.add("thirds", np.arange(4, dtype=np.float32)[None] + 10 * label, np.array([label]))
@@ -278,3 +281,55 @@ def test_samples_of_files_and_of_the_store_are_used_together_in_proportion() -> 
         samples.join(None, None, 5)
     with pytest.raises(SampleError, match="cannot be used together"):
         samples.join(samples.Samples(np.zeros((1, 3)), np.zeros(1, np.int64)), some(1, 1), 5)
+
+
+QUOTA = 3700  # a segment holds one record of these, the ring sixteen
+
+
+def _use(store: Store, first: int, kept: list[int]) -> None:
+    """Add three records; `kept` hears which of them were acknowledged."""
+    for label in range(first, first + 3):
+        with suppress(OSError):
+            store.add(label)
+            kept.append(label)
+
+
+def _points(folder: Path, image: Path, first: int, fail_at: int, kind: Kind) -> tuple[FaultyDisk, Store, list[int]]:
+    """Use the store on a disk that fails at a point; the store as the next start finds it."""
+    disk, store = FaultyDisk(folder, image, fail_at=fail_at, kind=kind), Store(folder, quota_bytes=QUOTA)
+    kept: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "os", disk)
+        try:
+            _use(store, first, kept)
+        except PowerLoss:
+            return disk, Store(image, quota_bytes=QUOTA), kept
+    store.start()
+    return disk, store, kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [0, 15])
+def test_a_disk_that_fails_or_a_plug_that_is_pulled_at_any_point_loses_nothing_that_was_kept(
+    tmp_path: Path, kind: Kind, before: int
+) -> None:
+    """From an empty store, and from a full one, whose ring turns."""
+    full = Store(tmp_path / "full", quota_bytes=QUOTA)
+    full.folder.parent.mkdir()
+    for label in range(before):
+        full.add(label)
+    disk, store, _ = _points(shutil.copytree(tmp_path / "full", tmp_path / "0"), tmp_path / "none", before, 0, kind)
+    assert store.read()[0][:3] == [before + 2, before + 1, before]
+    assert len(store.read()[0]) == min(before + 3, 16)
+    assert disk.points > 30
+    for point in range(1, disk.points + 1):
+        folder = shutil.copytree(tmp_path / "full", tmp_path / f"{point}")
+        _, store, kept = _points(folder, tmp_path / f"{point}-image", before, point, kind)
+        counted = store.store.counts()
+        labels, damaged = store.read()
+        assert damaged == 0, disk.names[point - 1]
+        assert labels == sorted(labels, reverse=True)
+        assert {*range(before), *kept} - {0, 1, 2} <= {*labels, 0, 1, 2}, disk.names[point - 1]
+        assert sum(counted.values()) == len(labels)
+        store.add(77)
+        assert store.read()[0][0] == 77
