@@ -43,7 +43,7 @@ services: ## install what the service tests need (Debian, as root): Mosquitto, P
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet 'pip-tools~=7.5'
-	$(BIN)/pip-compile --quiet --all-extras --strip-extras --unsafe-package fieldfare --unsafe-package setuptools --no-header --annotation-style=line --no-emit-index-url \
+	$(BIN)/pip-compile --quiet --extra dev --strip-extras --unsafe-package fieldfare --unsafe-package setuptools --no-header --annotation-style=line --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
 
 clean: ## remove what the targets made

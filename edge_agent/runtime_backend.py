@@ -9,8 +9,10 @@ import msgspec
 
 from edge_agent.config import Config
 from edge_agent.errors import RuntimeModelError
+from edge_agent.runtime_operations import check_legacy
 
-_LIBRARIES = {"ai-edge-litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}  # the first that is installed
+_LIBRARY = "ai-edge-litert"
+_LIBRARIES = {_LIBRARY: "ai_edge_litert", "tflite-runtime": "tflite_runtime"}  # the first that is installed
 _DELEGATE_SYMBOLS = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 
 
@@ -62,6 +64,8 @@ def interpreter(model: bytes, options: RuntimeOptions) -> Any:
         RuntimeModelError: not a `.tflite`, an operation that the library lacks, or a delegate that cannot be loaded.
     """
     name, package = _library()
+    if name != _LIBRARY:
+        check_legacy(model)
     library = importlib.import_module(f"{package.__name__}.interpreter")
     resolvers = library.OpResolverType
     delegates = [_delegate(library, options)] if options.delegate else None
@@ -85,7 +89,7 @@ def training_interpreter(model: bytes, options: RuntimeOptions) -> Any:
         RuntimeModelError: as `interpreter`, or the library cannot train: tflite-runtime aborts the process.
     """
     name, _ = _library()
-    if name != "ai-edge-litert":
+    if name != _LIBRARY:
         raise RuntimeModelError(f"{name} is for inference only; training needs ai-edge-litert")
     return interpreter(model, options)
 
