@@ -73,6 +73,11 @@ class Artifacts:
         """Whether some of an artifact is on disk already."""
         return self._path(blob.sha256).exists()
 
+    def complete(self, blob: BlobRef) -> bool:
+        """Whether all of it seems to be on disk already."""
+        path = self._path(blob.sha256)
+        return path.exists() and path.stat().st_size == blob.size
+
     def adopt(self, path: Path, blob: BlobRef) -> Path:
         """Take a file that was made here and verified as the artifact."""
         return path.replace(self._path(blob.sha256))

@@ -164,6 +164,7 @@ class Agent:
             pull=self._delivery.bundle,
             self_test=lambda path, ref: selftest.run(path, ref, self._config, self._stopping),
             wanted=self._wanted,
+            check_time=self._delivery.check_time,
             runtime_version=self._runtime_version,
         )
         source = folder.source(self._config)

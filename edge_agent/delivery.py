@@ -10,6 +10,7 @@ from contract.messages import BlobRef, DeltaReply
 from edge_agent.artifacts import Artifacts
 from edge_agent.config import Config, Folder
 from edge_agent.deltas import Base, Bundles, Questions
+from edge_agent.gate import Gate
 from edge_agent.session import Link
 from edge_agent.slots import Slots
 from edge_agent.state import State
@@ -39,7 +40,14 @@ class Delivery:
             stopping: set when the agent ends.
         """
         updates = config.updates
-        self._transfer = Transfer(link, window=updates.window_blocks, retry_s=config.retry_s, stopping=stopping)
+        self._gate = Gate(config, folder.root, state=state)
+        self._transfer = Transfer(
+            link,
+            window=updates.window_blocks,
+            retry_s=config.retry_s,
+            bytes_per_s=updates.bandwidth_bytes_per_s,
+            stopping=stopping,
+        )
         self._artifacts = Artifacts(folder.staging, self._transfer.fill)
         self._questions = Questions(link, retry_s=config.retry_s, stopping=stopping)
         self._slots, self._state, self._wanted = Slots(folder.slots), state, wanted
@@ -51,8 +59,25 @@ class Delivery:
         )
 
     def bundle(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
-        """Fetch a bundle, by patch or whole; errors as in `Artifacts.pull`."""
-        return self._bundles.pull(blob, give_up)
+        """Fetch a bundle, by patch or whole; errors as in `Artifacts.pull`.
+
+        Raises:
+            HeldError: the owner's rules do not allow it any more; what came stays.
+        """
+        model = self._wanted(blob.sha256) or "a bundle"
+
+        def given_up() -> bool:
+            self._gate.still(model)
+            return give_up()
+
+        verdict = self._gate.still(model)
+        path = self._bundles.pull(blob, given_up, patch_only=verdict.patches_only)
+        self._gate.still(model)  # to activate it
+        return path
+
+    def check_time(self, model: str, revision: int) -> None:
+        """Return where an update may begin now; errors as in `Gate.check`."""
+        self._gate.check(model, revision)
 
     def artifact(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
         """Fetch what is no bundle, whole; errors as in `Artifacts.pull`."""

@@ -17,9 +17,10 @@ from contract import delta
 from contract.errors import ContractError
 from contract.messages import BlobRef, DeltaReply, DeltaRequest
 from edge_agent.artifacts import Artifacts
-from edge_agent.errors import RefusedError
+from edge_agent.errors import HeldError, RefusedError, UnavailableError
 from edge_agent.session import Link
 
+_UNPATCHED = "waits for a network that is not metered: there is no patch from what serves"
 WORTH_BYTES = 16 * 1024  # a smaller bundle comes sooner than the answer
 _POLL_S = 0.25  # how soon a waiting request notices that the agent ends
 
@@ -67,7 +68,11 @@ class Questions:
                 waiting.put_nowait(reply)
 
     def ask(self, base: str, target: str, give_up: Callable[[], bool]) -> BlobRef | None:
-        """The patch from `base` (empty: from nothing) to `target`; None where there is none, or nobody answers."""
+        """The patch from `base` (empty: from nothing) to `target`; None where there is none.
+
+        Raises:
+            UnavailableError: nobody answers.
+        """
         answers: queue.Queue[DeltaReply] = queue.Queue(1)
         with self._lock:
             self._waiting[base, target] = answers
@@ -81,7 +86,7 @@ class Questions:
         finally:
             with self._lock:
                 del self._waiting[base, target]
-        return None
+        raise UnavailableError(f"no answer to a question for a patch to {target[:12]}")
 
 
 class Bundles:
@@ -103,18 +108,35 @@ class Bundles:
             report: hears in a sentence why a patch was of no use.
         """
         self._artifacts, self._ask, self._base, self._report = artifacts, ask, base, report
+        self._hopeless = ""  # digest of a bundle to which there is no patch: not asked for again and again
 
-    def pull(self, blob: BlobRef, give_up: Callable[[], bool] = lambda: False) -> Path:
-        """The bundle on disk, with that digest; errors as in `Artifacts.pull`."""
-        if blob.size >= WORTH_BYTES and not self._artifacts.begun(blob):
-            path = self._patched(blob, give_up)
+    def pull(self, blob: BlobRef, give_up: Callable[[], bool] = lambda: False, *, patch_only: bool = False) -> Path:
+        """The bundle on disk, with that digest; errors as in `Artifacts.pull`.
+
+        Raises:
+            HeldError: `patch_only`, and there is no patch from what serves.
+        """
+        if patch_only or (blob.size >= WORTH_BYTES and not self._artifacts.begun(blob)):
+            path = self._patched(blob, give_up, patch_only=patch_only)
             if path is not None:
                 return path
+        if patch_only and not self._artifacts.complete(blob):
+            self._hopeless = blob.sha256
+            raise HeldError(_UNPATCHED)
         return self._artifacts.pull(blob, give_up=give_up)
 
-    def _patched(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path | None:
+    def _patched(self, blob: BlobRef, give_up: Callable[[], bool], *, patch_only: bool) -> Path | None:
         base = self._base(blob.sha256)
-        patch = self._ask(base.sha256 if base else "", blob.sha256, give_up)
+        if patch_only and (base is None or self._hopeless == blob.sha256):
+            return None
+        try:
+            patch = self._ask(base.sha256 if base else "", blob.sha256, give_up)
+        except HeldError:
+            raise
+        except UnavailableError:
+            if patch_only:
+                raise
+            return None  # a coordinator that knows no patches
         if patch is None or patch.size >= blob.size:
             return None
         try:

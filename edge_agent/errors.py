@@ -7,7 +7,8 @@ AgentError
 ├── RefusedError             a bundle that must not serve here; the message becomes the receipt's reason
 │   └── TrustError           ... because its TUF metadata does not vouch for it
 ├── UnavailableError         nobody answered in time; worth trying again
-│   └── GivenUpError         ... unless nobody wants the answer any more
+│   ├── GivenUpError         ... unless nobody wants the answer any more
+│   └── HeldError            ... when the owner's rules allow it
 ├── RuntimeModelError        a .tflite that this runtime cannot run
 │   └── NotFiniteError       ... because its output is not finite
 ├── ApiError                 an app's request that cannot be answered; it has an HTTP status
@@ -48,6 +49,10 @@ class UnavailableError(AgentError):
 
 class GivenUpError(UnavailableError):
     """Nobody wants any more what was waited for."""
+
+
+class HeldError(UnavailableError):
+    """The owner's rules do not allow an update now: maintenance windows, a metered network, a random delay."""
 
 
 class RuntimeModelError(AgentError):

@@ -9,11 +9,12 @@ import queue
 from collections.abc import Callable
 from contextlib import suppress
 
-from contract import topics
+from contract import blocks, topics
 from contract.messages import BlockRequest
 from edge_agent.errors import RefusedError
 from edge_agent.pacing import Pace
 from edge_agent.partfile import PartFile
+from edge_agent.policy import Bucket
 from edge_agent.session import Link
 
 _REJECTED = 3  # blocks with a wrong digest after which an artifact is refused
@@ -23,8 +24,8 @@ _BUSY = 10  # times the patience, where other messages keep the wire busy and no
 class Pull:
     """Asks for blocks and writes them. `accept` is called by the thread that reads the session's inbox."""
 
-    def __init__(self, part: PartFile, link: Link, pace: Pace, *, clock: Callable[[], float]) -> None:
-        self._part, self._link, self._pace, self._clock = part, link, pace, clock
+    def __init__(self, part: PartFile, link: Link, pace: Pace, bucket: Bucket, *, clock: Callable[[], float]) -> None:
+        self._part, self._link, self._pace, self._bucket, self._clock = part, link, pace, bucket, clock
         self._asked: set[int] = set()  # changed by the pulling thread alone
         self._came: set[int] = set()  # asked for and in `_blocks`
         self._blocks: queue.SimpleQueue[tuple[int, bytes, float]] = queue.SimpleQueue()
@@ -79,8 +80,11 @@ class Pull:
             self._send(sorted(waiting), now)
         room = self._pace.room(len(self._asked))
         more = [index for index in self._part.missing(room + len(self._asked)) if index not in self._asked][:room]
-        if more:
-            self._send(more, now)
+        allowed = self._bucket.take([blocks.length(self._part.blob.size, index) for index in more], now)
+        if allowed:
+            self._send(more[:allowed], now)
+        elif not self._asked:
+            self._progress = now  # it is we who are silent
 
     def _send(self, wanted: list[int], now: float) -> None:
         connection = self._link.connections

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract import limits, topics
 from contract.errors import TopicError
+from edge_agent import windows
 
 
 def complaints(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -60,11 +61,21 @@ def _url(value: str) -> str:
     return "" if good else f"must be https://HOST:PORT or empty, is {value[:200]!r}"
 
 
+def _maintenance(value: list[str]) -> str:
+    try:
+        for text in value:
+            windows.window(text)
+    except ValueError as error:
+        return f"cannot be used: {error}"
+    return ""
+
+
 _RULES: dict[str, Callable[[Any], str]] = {
     "device": _device,
     "broker_port": _port,
     "api.http_port": _port_or_none,
     "url": _url,
+    "updates.maintenance": _maintenance,
     "api.fallback_url": _url,
     "outbox.max_bytes": _outbox_bytes,
     **dict.fromkeys(

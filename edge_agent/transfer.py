@@ -8,6 +8,7 @@ from contract import limits, topics
 from edge_agent.errors import GivenUpError, UnavailableError
 from edge_agent.pacing import Pace
 from edge_agent.partfile import PartFile
+from edge_agent.policy import Bucket
 from edge_agent.pull import Pull
 from edge_agent.session import Link
 
@@ -23,6 +24,7 @@ class Transfer:
         *,
         window: int = 8,
         retry_s: float = 10.0,
+        bytes_per_s: float = 0.0,
         patience_s: float = 60.0,
         stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -33,6 +35,7 @@ class Transfer:
             link: the session.
             window: most blocks on their way, and at most held in memory.
             retry_s: seconds of silence after which a request is sent again.
+            bytes_per_s: of all artifacts together, on average over a few seconds; 0 is no limit.
             patience_s: seconds of silence after which it is given up.
             stopping: set when the agent ends.
             clock: monotonic seconds.
@@ -41,6 +44,7 @@ class Transfer:
         self._patience_s = patience_s
         self._stopping, self._clock = stopping, clock
         self._pace = Pace(window=min(window, limits.BLOCKS_PER_REQUEST), retry_s=retry_s)
+        self._bucket = Bucket(bytes_per_s, clock())
         self._lock = threading.Lock()
         self._pulls: dict[str, Pull] = {}
 
@@ -53,7 +57,7 @@ class Transfer:
 
     def fill(self, part: PartFile, give_up: Callable[[], bool]) -> None:
         """Bring every missing block into a part file; see `artifacts.Fill`."""
-        pull = Pull(part, self._link, self._pace, clock=self._clock)
+        pull = Pull(part, self._link, self._pace, self._bucket, clock=self._clock)
         with self._lock:
             self._pulls[part.blob.sha256] = pull
         try:

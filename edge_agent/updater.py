@@ -36,6 +36,7 @@ class Updater:
         self_test: Callable[[Path, BundleRef], int],
         wanted: Callable[[str], Wanted | None],
         runtime_version: str,
+        check_time: Callable[[str, int], object] = lambda _model, _revision: None,
     ) -> None:
         """Prepare.
 
@@ -49,7 +50,9 @@ class Updater:
             self_test: gives the bytes of memory that a bundle takes; raises RefusedError, UnavailableError.
             wanted: what is wanted of a model now; a pull for what is not wanted any more is given up.
             runtime_version: name and version, for example `ai-edge-litert 2.3.0`.
+            check_time: raises HeldError while the owner's rules do not allow an update of a model to a revision.
         """
+        self._check_time = check_time
         self._config, self._state, self._serving, self._switch = config, state, serving, switch
         self._trusted, self._pull, self._self_test, self._wanted = trusted, pull, self_test, wanted
         self._runtime_version = runtime_version
@@ -80,6 +83,7 @@ class Updater:
         if placement.active is not None and placement.active.bundle == ref and model in self._serving.names():
             self._switch.answer(wanted, ref, "activated", "it served already")
             return
+        self._check_time(model, wanted.revision)
         try:
             self._check_rollbacks(ref)
             path = self._fetch(ref, lambda: self._wanted(model) != wanted)

@@ -65,6 +65,7 @@ def test_a_variable_wins_over_the_file_in_its_keys_own_type(tmp_path):
         ("threads = 0\n", {}, "{file}: threads must be greater than 0 and finite, is 0"),
         ("hello_s = nan\n", {}, "{file}: hello_s must be greater than 0 and finite, is nan"),
         ("url = 'http://x'\n", {}, "{file}: url must be https://HOST:PORT or empty, is 'http://x'"),
+        ("[updates]\nmaintenance = ['2-5']\n", {}, "{file}: updates.maintenance cannot be used: '2-5' is no window"),
         ("[updates]\ntransport = 'https'\n", {}, "{file}: updates.transport is https, but url is empty"),
         (
             "",

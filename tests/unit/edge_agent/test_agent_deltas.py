@@ -11,7 +11,7 @@ from contract import delta
 from contract.messages import BlobRef, DeltaReply, DeltaRequest, Up
 from edge_agent.artifacts import Artifacts
 from edge_agent.deltas import WORTH_BYTES, Base, Bundles, Questions
-from edge_agent.errors import GivenUpError, UnavailableError
+from edge_agent.errors import GivenUpError, HeldError, UnavailableError
 from edge_agent.partfile import PartFile
 from tests.fakes.agent_parts import FakeLink
 
@@ -32,6 +32,7 @@ class Shelf:
         (root / "old").write_bytes(self.old)
         self.base: Base | None = Base(root / "old", self.put(self.old).sha256)
         self.patch: BlobRef | None = None
+        self.silent = False
         self.staging = root / "staging"
         self.bundles = Bundles(
             Artifacts(self.staging, self.fill), self.ask, lambda _sha256: self.base, self.said.append
@@ -47,6 +48,8 @@ class Shelf:
 
     def ask(self, base: str, target: str, _give_up: object) -> BlobRef | None:
         self.asked.append((base, target))
+        if self.silent:
+            raise UnavailableError("silence")
         return self.patch
 
     def fill(self, part: PartFile, give_up: object) -> None:
@@ -120,6 +123,36 @@ def test_a_patch_that_is_not_smaller_is_not_pulled(shelf: Shelf) -> None:
     assert shelf.pulled == [shelf.blob.sha256]
 
 
+def test_where_nobody_answers_the_whole_comes(shelf: Shelf) -> None:
+    shelf.silent = True
+    assert shelf.bundles.pull(shelf.blob).read_bytes() == shelf.new
+
+
+def test_where_only_patches_may_come_nothing_else_does_and_the_question_is_asked_once(shelf: Shelf) -> None:
+    shelf.silent = True
+    with pytest.raises(UnavailableError, match="silence"):
+        shelf.bundles.pull(shelf.blob, patch_only=True)
+    shelf.silent = False
+    for _ in range(3):
+        with pytest.raises(HeldError, match="no patch"):
+            shelf.bundles.pull(shelf.blob, patch_only=True)
+    assert len(shelf.asked) == 2
+    assert shelf.pulled == []
+    shelf.base, before = None, shelf.base
+    with pytest.raises(HeldError):
+        shelf.bundles.pull(shelf.put(b"another"), patch_only=True)
+    shelf.base = before
+    assert shelf.bundles.pull(shelf.blob).read_bytes() == shelf.new  # the network is not metered any more
+
+
+def test_where_only_patches_may_come_a_patch_does_also_after_a_part_of_the_whole(shelf: Shelf) -> None:
+    shelf.offer(delta.make(shelf.old, shelf.new))
+    shelf.staging.mkdir()
+    (shelf.staging / f"{shelf.blob.sha256}.part").write_bytes(b"begun")
+    assert shelf.bundles.pull(shelf.blob, patch_only=True).read_bytes() == shelf.new
+    assert shelf.blob.sha256 not in shelf.pulled
+
+
 def test_a_small_bundle_and_one_that_is_half_there_are_not_asked_about(shelf: Shelf) -> None:
     small = shelf.put(bytes(WORTH_BYTES - 1))
     shelf.content[small.sha256] = bytes(WORTH_BYTES - 1)
@@ -150,7 +183,9 @@ def test_questions_are_repeated_until_they_are_answered_or_nobody_wants_to_know(
     questions = Questions(link, retry_s=0.05, patience_s=20.0, stopping=threading.Event())
     assert questions.ask("b", "t", lambda: False) == BlobRef("p", 1)
     assert link.sent == [DeltaRequest(base="b", target="t")] * 2
-    assert questions.ask("b", "t", lambda: True) is None
+    with pytest.raises(UnavailableError):
+        questions.ask("b", "t", lambda: True)
     questions = Questions(link, retry_s=0.05, patience_s=0.3, stopping=threading.Event())
-    assert questions.ask("b", "t", lambda: False) is None
+    with pytest.raises(UnavailableError, match="patch"):
+        questions.ask("b", "t", lambda: False)
     assert issubclass(GivenUpError, UnavailableError)

@@ -9,7 +9,7 @@ import pytest
 
 from contract.messages import Desired, Wanted
 from edge_agent.config import Config
-from edge_agent.errors import UnavailableError
+from edge_agent.errors import HeldError, UnavailableError
 from edge_agent.updater import Updater
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
@@ -135,6 +135,30 @@ def test_an_answered_revision_is_left_alone_and_a_new_rollout_of_the_same_bundle
     assert len(parts.receipts()) == 1
     parts.want(4, bundle, "again")
     assert [receipt.rollout for receipt in parts.receipts()] == ["r", "again"]
+
+
+def test_a_wish_that_the_owners_rules_hold_is_not_looked_up_and_not_answered(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = agent_bundles.make()
+    parts.sign(bundle)
+    held: list[tuple[str, int]] = []
+
+    def check(model: str, revision: int) -> None:
+        held.append((model, revision))
+        if len(held) == 1:
+            raise HeldError("waits for the maintenance window")
+
+    monkeypatch.setattr(parts.updater, "_check_time", check)
+    looked_up: list[str] = []
+    real = parts.updater._trusted
+    monkeypatch.setattr(parts.updater, "_trusted", lambda target: (looked_up.append(target), real(target))[1])
+    with pytest.raises(HeldError):
+        parts.want(1, bundle)
+    assert (looked_up, parts.receipts(), parts.served()) == ([], [], None)
+    parts.want(1, bundle)
+    assert parts.served() == 1
+    assert held == [("thirds", 1)] * 2
 
 
 def test_nobody_answering_is_no_refusal(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
