@@ -186,6 +186,7 @@ def serve(state: Path) -> None:
     try:
         app = web(services, api.Tokens.load(state), started_at=time.time())
         with _listen(services.config.host, services.config.api_port) as listener:
+            services.signing.tick(time.time())  # before a device can ask: what was signed may have expired meanwhile
             services.gateway.start()
             for loop in loops:
                 loop.start()

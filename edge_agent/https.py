@@ -15,7 +15,7 @@ ANSWER_BYTES = 256 * 1024
 
 
 class Answer(NamedTuple):
-    """What came back, at most `ANSWER_BYTES` of it."""
+    """What came back, as much of it as was read."""
 
     status: int
     content: bytes
@@ -31,14 +31,30 @@ class Answer(NamedTuple):
 
 
 def post(url: str, ca: Path, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-    """Send a POST request.
+    """Send a POST request; `body` is JSON, the rest as in `request`."""
+    return request("POST", url, ca, path, body=body, headers={"Content-Type": "application/json", **(headers or {})})
+
+
+def request(
+    method: str,
+    url: str,
+    ca: Path,
+    path: str,
+    *,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    limit: int = ANSWER_BYTES,
+) -> Answer:
+    """Send a request.
 
     Args:
+        method: for example `GET`.
         url: of the API, `https://host:port`.
         ca: the only certificate authority that is trusted to be the coordinator.
         path: of the route.
-        body: JSON.
-        headers: more than the type of the body.
+        body: of the request.
+        headers: of the request.
+        limit: most bytes of the answer that are read.
 
     Raises:
         ConfigError: no such URL or CA file.
@@ -47,9 +63,9 @@ def post(url: str, ca: Path, path: str, body: bytes = b"", headers: Mapping[str,
     host, port = address(url)
     connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=server_tls(ca))
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/json", **(headers or {})})
+        connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        return Answer(response.status, response.read(ANSWER_BYTES))
+        return Answer(response.status, response.read(limit))
     except (OSError, http.client.HTTPException) as error:
         raise UnavailableError(f"cannot reach the coordinator at {url}: {error}") from error
     finally:

@@ -4,7 +4,6 @@ It travels packed (`codec.deflate`): the file that names every bundle shrinks to
 limit is held, packed or not, whatever the other side sends.
 """
 
-import http.client
 import queue
 import threading
 import time
@@ -16,14 +15,14 @@ from pathlib import Path
 from contract import codec, limits
 from contract.errors import MalformedError, TooLargeError
 from contract.messages import MetadataReply, MetadataRequest
+from edge_agent import https
 from edge_agent.errors import TrustError, UnavailableError
-from edge_agent.identity import server_tls
 from edge_agent.session import Link
 from edge_agent.trust import Fetch
 
 _PACKING_BYTES = 1024  # by which packing may make incompressible content larger
 _POLL_S = 0.25  # how soon a waiting request notices that the agent ends
-_TIMEOUT_S = 60.0
+_TOKEN_S = 60.0
 _SCHEME = "Fieldfare-Device"  # as in contract.signatures, which would load `cryptography`
 
 
@@ -105,35 +104,33 @@ class Pages:
         raise UnavailableError(f"no answer to a request for {name} in {self._patience_s:.0f} s")
 
 
-def over_https(url: str, ca: Path, token: Callable[[], str]) -> Fetch:
+def over_https(url: str, ca: Path, token: Callable[[], str], *, clock: Callable[[], float] = time.monotonic) -> Fetch:
     """Metadata from the coordinator's HTTPS API.
 
     Args:
         url: of the coordinator, for example `https://host:8443`.
         ca: PEM file of the fleet's own authority, the only one that is trusted.
-        token: gives a device token for the audience `metadata`.
+        token: gives a device token for the audience `metadata`; it is used for a minute.
+        clock: monotonic seconds.
     """
-    parts = urllib.parse.urlsplit(url)
-    tls = server_tls(ca)
+    held: tuple[str, float] | None = None
+
+    def header() -> str:
+        nonlocal held  # a child signs each one, and a refresh fetches five files
+        if held is None or clock() > held[1]:
+            held = token(), clock() + _TOKEN_S
+        return f"{_SCHEME} {held[0]}"
 
     def fetch(name: str, limit: int) -> bytes | None:
-        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S, context=tls)
-        try:
-            headers = {"Authorization": f"{_SCHEME} {token()}"}
-            connection.request("GET", f"/v1/tuf/{urllib.parse.quote(name)}", headers=headers)
-            response = connection.getresponse()
-            content = response.read(limit + _PACKING_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise UnavailableError(f"cannot reach the coordinator at {url}: {error}") from error
-        finally:
-            connection.close()
-        if response.status == 404:
+        path, most = f"/v1/tuf/{urllib.parse.quote(name)}", limit + _PACKING_BYTES
+        answer = https.request("GET", url, ca, path, headers={"Authorization": header()}, limit=most + 1)
+        if answer.status == 404:
             return None
-        if response.status != 200:
-            raise UnavailableError(f"{url} did not give {name}: HTTP {response.status}")
-        if len(content) > limit + _PACKING_BYTES:
+        if answer.status != 200:
+            raise UnavailableError(f"{url} did not give {name}: HTTP {answer.status}: {answer.sentence}")
+        if len(answer.content) > most:
             raise TrustError(f"{name} has more than {limit} bytes")
-        return _unpacked(content, name, limit)
+        return _unpacked(answer.content, name, limit)
 
     return fetch
 

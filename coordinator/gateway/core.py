@@ -164,8 +164,7 @@ class Core:
     def _metadata(self, connection: Connection, device: str, message: MetadataRequest) -> Outgoing:
         if message.offset < 0:
             raise _Dropped("malformed", "a page before the first byte")
-        file = self._signing.metadata(connection, message.name)
-        whole = codec.deflate(file) if file is not None else None
+        whole = self._signing.packed(connection, message.name)
         page = whole[message.offset :][: limits.METADATA_PAGE_BYTES] if whole is not None else None
         reply = MetadataReply(name=message.name, content=page, offset=message.offset, size=len(whole or b""))
         return Outgoing(topics.down(device, "metadata"), codec.encode(reply))

@@ -5,7 +5,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
-from contract import codec
 from coordinator.answers import Body, answer
 from coordinator.errors import NotFoundError
 from coordinator.signing import repository
@@ -78,10 +77,10 @@ def devices(signing: Signing, storage: Storage, device: Callable[..., str]) -> A
     @routes.get("/{name}")
     def get_file(name: str) -> Response:
         with storage.engine.begin() as connection:
-            content = signing.metadata(connection, name)
+            content = signing.packed(connection, name)
         if content is None:
             raise NotFoundError(f"no metadata {name[:128]}")
-        return Response(codec.deflate(content), media_type="application/json", headers={"Content-Encoding": "deflate"})
+        return Response(content, media_type="application/json", headers={"Content-Encoding": "deflate"})
 
     return routes
 

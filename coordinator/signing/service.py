@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,7 @@ from securesystemslib.signer import CryptoSigner
 from sqlalchemy import Connection, RowMapping, select, update
 from tuf.api.metadata import Key
 
+from contract import codec
 from coordinator.errors import ConflictError, InvalidError, NotFoundError, SetupError
 from coordinator.records import SigningRequest
 from coordinator.signing import checks, keys, repository
@@ -21,6 +23,8 @@ from coordinator.storage import Storage
 
 REFRESH_S = 60.0  # how often expiry is looked at
 _TURN = "signing"
+_KEPT_S = 86400.0  # of a version that a device may still be about to fetch
+_deflate = lru_cache(maxsize=16)(codec.deflate)
 
 
 class Signing:
@@ -79,6 +83,11 @@ class Signing:
         """One file of the repository as a TUF client names it, for example `timestamp.json` or `2.snapshot.json`."""
         content = connection.execute(select(tuf_metadata.c.content).where(tuf_metadata.c.name == name)).scalar()
         return bytes(content) if content is not None else None
+
+    def packed(self, connection: Connection, name: str) -> bytes | None:
+        """The same as it travels; a whole fleet asks for the same few files."""
+        content = self.metadata(connection, name)
+        return _deflate(content) if content is not None else None
 
     def root(self, connection: Connection) -> bytes:
         """The newest root metadata, from which devices that enrol begin to trust.
@@ -217,6 +226,17 @@ class Signing:
         signer = self._signer(chain.root, "timestamp")
         timestamp = repository.timestamp(next_version, version, signer=signer, now=now)
         self._put(connection, "timestamp.json", timestamp, now)
+        for role in ("targets", BUNDLES, "snapshot"):
+            self._forget(connection, role, now)
+
+    def _forget(self, connection: Connection, role: str, now: float) -> None:
+        """Drop old versions, all but the newest two; a device in the midst of an older one starts anew. Roots stay."""
+        query = select(tuf_metadata.c.name).where(
+            tuf_metadata.c.name.like(f"%.{role}.json"), tuf_metadata.c.created_at < now - _KEPT_S
+        )
+        last = max(self._versions(connection, role), default=0)
+        gone = [name for name in connection.execute(query).scalars() if int(name.split(".")[0]) < last - 1]
+        connection.execute(tuf_metadata.delete().where(tuf_metadata.c.name.in_(gone)))
 
     def _signer(self, root: bytes, role: str) -> CryptoSigner:
         """The key of ours that the root names for an online role."""
@@ -231,9 +251,12 @@ class Signing:
         return Chain(*(content for content in found if content is not None)) if None not in found else None
 
     def _latest(self, connection: Connection, role: str) -> bytes | None:
-        names = connection.execute(select(tuf_metadata.c.name).where(tuf_metadata.c.name.like(f"%.{role}.json")))
-        versions = [int(name.split(".")[0]) for name in names.scalars()]
+        versions = self._versions(connection, role)
         return self.metadata(connection, f"{max(versions)}.{role}.json") if versions else None
+
+    def _versions(self, connection: Connection, role: str) -> list[int]:
+        names = connection.execute(select(tuf_metadata.c.name).where(tuf_metadata.c.name.like(f"%.{role}.json")))
+        return [int(name.split(".")[0]) for name in names.scalars()]
 
     def _put(self, connection: Connection, name: str, content: bytes, now: float) -> None:
         connection.execute(tuf_metadata.delete().where(tuf_metadata.c.name == name))

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
+from sqlalchemy import select
 from tuf.api.exceptions import DownloadHTTPError, ExpiredMetadataError
 from tuf.ngclient import FetcherInterface, Updater
 
@@ -13,6 +14,7 @@ from coordinator.errors import ConflictError, InvalidError, NotFoundError, Setup
 from coordinator.signing import repository
 from coordinator.signing.repository import Target
 from coordinator.signing.signer import Signer
+from coordinator.signing.tables import tuf_metadata
 from tests.fakes.fleet_site import LocalCoordinator, Site, make_bundle
 
 DAY = 24 * 3600.0
@@ -247,3 +249,27 @@ def test_keys_are_their_owners_alone(site: Site) -> None:
         "bundles.pem", "root.pem", "snapshot.pem", "targets.pem", "timestamp.pem",
     ]  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in found} == {0o600}
+
+
+def test_old_versions_go_and_roots_and_the_newest_stay(site: Site, tmp_path: Path) -> None:
+    site.begin()
+    device = Device(site, tmp_path / "tuf")
+    for version in range(1, 5):
+        ref = site.register(version)
+        site.sign()
+        assert device.trusted(ref) is not None
+    assert set(_names(site)) >= {"1.bundles.json", "2.bundles.json", "5.bundles.json"}  # all of one day
+    site.now += 2 * DAY
+    site.signing.tick(site.now)
+    assert _names(site) == [
+        "1.root.json", "1.targets.json", "4.bundles.json", "5.bundles.json", "5.snapshot.json", "6.snapshot.json",
+        "timestamp.json",
+    ]  # fmt: skip
+    assert device.trusted(ref) is not None
+    later = Device(site, tmp_path / "later")
+    assert later.trusted(ref) is not None
+
+
+def _names(site: Site) -> list[str]:
+    with site.engine.begin() as connection:
+        return sorted(connection.execute(select(tuf_metadata.c.name)).scalars())

@@ -157,9 +157,12 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 
 def test_metadata_comes_over_https_with_the_devices_token(web: Web) -> None:
-    fetch = metadata.over_https(web.url, web.ca, lambda: "a.b")
-    assert fetch("2.root.json", 100) == b"0123456789"
-    assert web.asked == [("/v1/tuf/2.root.json", f"{signatures.SCHEME} a.b")]
+    tokens, now = iter(["a.b", "c.d"]), [0.0]
+    fetch = metadata.over_https(web.url, web.ca, lambda: next(tokens), clock=lambda: now[0])
+    for now[0] in (0.0, 59.0, 61.0):
+        assert fetch("2.root.json", 100) == b"0123456789"
+    told = [f"{signatures.SCHEME} {token}" for token in ("a.b", "a.b", "c.d")]
+    assert web.asked == [("/v1/tuf/2.root.json", header) for header in told]
     web.status = 404
     assert fetch("3.root.json", 100) is None
     web.status = 403
