@@ -35,6 +35,7 @@ from contract.messages import (
 from edge_agent import __version__, config, lean, metadata, selftest, signing, trust
 from edge_agent.apps import Apps
 from edge_agent.delivery import Delivery
+from edge_agent.disk import Disk
 from edge_agent.errors import ConfigError, UnavailableError
 from edge_agent.events import Tell, silent
 from edge_agent.folder import locked, read_root, sweep
@@ -162,6 +163,7 @@ class Agent:
             switch=self._switch,
             trusted=lambda target: trust.lookup(read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
             pull=self._delivery.bundle,
+            make_room=Disk(self._config, folder, state=self._state, switch=self._switch).make_room,
             self_test=lambda path, ref: selftest.run(path, ref, self._config, self._stopping),
             wanted=self._wanted,
             check_time=self._delivery.check_time,

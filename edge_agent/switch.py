@@ -236,6 +236,16 @@ class Switch:
             self._slots.sweep(self._state.models.all())
         self._tell("removed", model=model, rollout=wanted.rollout)
 
+    def give_up_previous(self, model: str) -> None:
+        """Empty the slot that served before, to make room; never where the active bundle is on probation."""
+        with self.lock:
+            before = self._state.models.get(model)
+            if before.previous is None or before.probation is not None:
+                return
+            self._state.models.put(model, msgspec.structs.replace(before, previous=None))
+            self._drop(before.previous)
+        _LOG.info("gave up %s to make room", name_of(before.previous.bundle))
+
     def answer(self, wanted: Wanted, ref: BundleRef, outcome: Outcome, reason: str) -> None:
         """Answer a wish that changes nothing here."""
         receipt = self._sign(ref, wanted.rollout, outcome, reason)

@@ -33,6 +33,7 @@ class Updater:
         switch: Switch,
         trusted: Callable[[str], Target],
         pull: Callable[[BlobRef, Callable[[], bool]], Path],
+        make_room: Callable[[str, str, int], None],
         self_test: Callable[[Path, BundleRef], int],
         wanted: Callable[[str], Wanted | None],
         runtime_version: str,
@@ -47,6 +48,7 @@ class Updater:
             trusted: size and digest of a target by the signed metadata; raises TrustError, UnavailableError.
             pull: fetches an artifact to disk, until its second argument says to give up; raises RefusedError,
                 UnavailableError.
+            make_room: sees that the disk takes an artifact, by model, digest and size; raises RefusedError.
             self_test: gives the bytes of memory that a bundle takes; raises RefusedError, UnavailableError.
             wanted: what is wanted of a model now; a pull for what is not wanted any more is given up.
             runtime_version: name and version, for example `ai-edge-litert 2.3.0`.
@@ -55,6 +57,7 @@ class Updater:
         self._check_time = check_time
         self._config, self._state, self._serving, self._switch = config, state, serving, switch
         self._trusted, self._pull, self._self_test, self._wanted = trusted, pull, self_test, wanted
+        self._make_room = make_room
         self._runtime_version = runtime_version
 
     def apply(self, desired: Desired) -> None:
@@ -113,4 +116,5 @@ class Updater:
                 f"the desired state {ref.sha256[:12]}..."
             )
         selftest.check_needs(target, self._config, self._runtime_version)  # before a byte of it is fetched
+        self._make_room(ref.model, target.sha256, target.size)
         return self._pull(BlobRef(target.sha256, target.size, target.blocks or ""), give_up)

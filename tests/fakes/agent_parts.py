@@ -11,6 +11,7 @@ from contract import codec, signatures
 from contract.messages import BlobRef, BundleRef, Desired, Receipt, SignedReceipt, Up, Wanted
 from edge_agent import selftest
 from edge_agent.config import Config, Folder
+from edge_agent.disk import Disk
 from edge_agent.errors import RefusedError, TrustError, UnavailableError
 from edge_agent.events import silent
 from edge_agent.identity import Identity
@@ -92,6 +93,7 @@ class Parts:
             clock=lambda: self.now,
             tell=silent,
         )
+        self.disk_budget = Disk(config, self.folder, state=self.state, switch=self.switch)
         self.updater = Updater(
             config,
             state=self.state,
@@ -100,6 +102,7 @@ class Parts:
             trusted=self._trusted,
             pull=self._pull,
             wanted=self.wanted.get,
+            make_room=self.disk_budget.make_room,
             self_test=self._self_test,
             runtime_version="ai-edge-litert 2.3.0",
         )
