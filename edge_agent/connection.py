@@ -35,6 +35,7 @@ _LAST_DATA_RECEIVED = 52  # where Linux's `struct tcp_info` has the milliseconds
 _GOODBYE_S = 1.0
 _UNSUPPORTED_PROTOCOL = 0x84
 _HINTS = {
+    0x80: "without a word",
     0x87: "not authorised: its certificate may be revoked or not enrolled; run: edge-agent doctor",
     0x85: "the broker does not accept this device's name; run: edge-agent doctor",
     0x8E: "another connection uses this device's certificate",

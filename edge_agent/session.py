@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 _INBOX = 64  # events; 64 blocks are 8 MiB
 _PAYLOAD_BYTES = limits.MESSAGE_BYTES  # the largest that anybody may send to a device
 _ANSWER_S = 20.0  # for TCP, for the TLS handshake and for CONNACK, each; a satellite needs a few
+_SAID = 8  # reasons for one absence that are told; more would only fill logs
 _JOIN_S = 3.0  # a thread that waits for a dead broker then is left behind
 
 
@@ -120,7 +121,7 @@ class Session:
         self._closing, self._hurry = threading.Event(), threading.Event()
         self._connection: Connection | None = None  # that the broker accepted
         self._attempts, self._failures = 0, 0
-        self._said = ""  # why there is no connection, as it was told last
+        self._said: set[str] = set()  # why there is no connection, as it was told since the last one
         self._thread: threading.Thread | None = None
 
     @property
@@ -231,16 +232,17 @@ class Session:
         self._connection = None
         self._failures += 1
         pause = self._backoff.pause(self._failures, random.random)
-        if reason == self._said:
+        if reason in self._said or len(self._said) >= _SAID:
             _LOG.info("%s; again in %.1f s", reason, pause)
         else:
             _LOG.warning("%s; again in %.1f s", reason, pause)
             self._put(Disconnected(reason))
-        self._said = reason
+            self._said.add(reason)
         return pause
 
     def _on_accepted(self, connection: Connection) -> None:
-        self._failures, self._said = 0, ""
+        self._failures = 0
+        self._said.clear()
         self._protocols.worked()
         self._connection = connection  # first: a pattern that comes now is then subscribed to by its own thread
         connection.subscribe(dict(self._patterns))

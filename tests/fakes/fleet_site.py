@@ -170,23 +170,26 @@ class Site:
     def begin(self) -> None:
         self.signer.begin(self.local, self.now)
 
-    def register(self, version: int = 1, *, size: int | None = None, **manifest: Any) -> BundleRef:
-        """A bundle in the registry that waits for its signature."""
-        data = make_bundle(version, **manifest)
+    def register(
+        self, version: int = 1, *, size: int | None = None, data: bytes | None = None, **manifest: Any
+    ) -> BundleRef:
+        """A bundle in the registry that waits for its signature; one that runs comes as `data`."""
+        data = make_bundle(version, **manifest) if data is None else data
+        model, variant = (found := bundle.unpack(data).manifest).model, found.variant
         digest = hashlib.sha256(data).hexdigest()
         blob = self.storage.blobs.put_artifact(data)
-        target = bundle.target_path("digits", version, "int8", digest)
-        ref = BundleRef(model="digits", version=version, variant="int8", target=target, sha256=digest)
-        common = {"model": "digits", "version": version, "created_at": self.now}
+        target = bundle.target_path(model, version, variant, digest)
+        ref = BundleRef(model=model, version=version, variant=variant, target=target, sha256=digest)
+        common = {"model": model, "version": version, "created_at": self.now}
         with self.engine.begin() as connection:
             if version == 1:
-                row = {"name": "digits", "created_at": self.now, "last_version": 1}
+                row = {"name": model, "created_at": self.now, "last_version": 1}
                 connection.execute(models.insert().values(**row))
             details = {"task": "t", "weights_sha256": digest, "metrics": {}, "parents": [], "details": {}}
             connection.execute(model_versions.insert().values(**common, **details, identity=str(version)))
-            row = {**common, "name": "int8", "tflite_sha256": digest, "report": {}, "gate": {}}
+            row = {**common, "name": variant, "tflite_sha256": digest, "report": {}, "gate": {}}
             connection.execute(variants.insert().values(**row))
-            row = {**common, "variant": "int8", "sha256": digest, "target": target, "size": len(data)}
+            row = {**common, "variant": variant, "sha256": digest, "target": target, "size": len(data)}
             connection.execute(bundles.insert().values(**row))
             custom = {"hardware_classes": manifest.get("hardware_classes", []), "blocks": blob.blocks}
             self.signing.request(
