@@ -1,6 +1,8 @@
 """A device's identity over whole processes: enrolled, renewed both ways, and no secret where it does not belong."""
 
 import base64
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,9 @@ def test_secrets_are_their_owners_alone_and_stand_in_no_log(site: ServedSite, tm
     agent.start()
     agent.until("connected")
     said = agent.command("status", "--json") + agent.command("status")
+    archive = site.client.diagnostics(site.client.wait_command(site.client.diagnose(agent.device), timeout_s=120))
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        diagnostics = {f"diagnostics {name}": files.read(name).decode() for name in files.namelist()}
     site.client.revoke_device(agent.device)
     assert eventually(lambda: agent.events("disconnected"), 30)
     agent.stop()
@@ -103,8 +108,9 @@ def test_secrets_are_their_owners_alone_and_stand_in_no_log(site: ServedSite, tm
     secrets = _secrets(site.state, agent)
     assert len(secrets) >= 10
     logs = [*(site.state / "logs").glob("*.log"), agent.told, agent.log]
-    texts = {str(path): path.read_text() for path in logs} | {"status": said}
+    texts = {str(path): path.read_text() for path in logs} | {"status": said} | diagnostics
     assert all(texts.values())
+    assert diagnostics
     found = [(place, name) for place, text in texts.items() for name, secret in secrets.items() if secret in text]
     assert found == []
     assert not any("PRIVATE KEY" in text or "Fieldfare-Device " in text for text in texts.values())

@@ -58,11 +58,11 @@ def _answer(broker: BrokerProcess, context: ssl.SSLContext) -> bytes:
         return b""
 
 
-def test_a_client_without_a_certificate_isis_refused(broker: BrokerProcess) -> None:
+def test_a_client_without_a_certificate_is_refused(broker: BrokerProcess) -> None:
     assert _answer(broker, broker.tls(None)) == b""
 
 
-def test_a_certificate_of_another_authority_isis_refused(broker: BrokerProcess, tmp_path: Path) -> None:
+def test_a_certificate_of_another_authority_is_refused(broker: BrokerProcess, tmp_path: Path) -> None:
     pki.create(tmp_path)
     context = broker.tls(None)
     context.load_cert_chain(tmp_path / "pki" / "coordinator.crt", tmp_path / "pki" / "coordinator.key")
