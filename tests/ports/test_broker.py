@@ -340,6 +340,34 @@ def test_a_revoked_certificate_is_cut_off_and_cannot_return_under_any_name(
     assert eventually(lambda: not is_refused(broker, "dev-r"), 20)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_revoked_device_that_resumes_its_tls_session_gets_no_further(
+    broker: BrokerProcess, version: ssl.TLSVersion
+) -> None:
+    context = broker.tls("dev-u")
+    context.minimum_version = context.maximum_version = version
+
+    def accepted(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+        raw = socket.create_connection(("127.0.0.1", broker.port), 5)
+        try:
+            with context.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as tls:
+                tls.sendall(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05dev-u")
+                return tls.session if tls.recv(4) == b"\x20\x02\x00\x00" else None
+        except OSError:
+            raw.close()
+            return None
+
+    session = accepted(None)
+    assert session is not None
+    session = accepted(session)
+    assert session is not None  # a session is worth something to a device that is not revoked
+    _revoke(broker, "dev-u")
+    assert eventually(lambda: accepted(None) is None)
+    assert accepted(session) is None
+    _revoke(broker)
+    assert eventually(lambda: accepted(None) is not None)
+
+
 @pytest.mark.mosquitto
 def test_no_device_can_have_another_cut_off(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path, "mosquitto")
