@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agent_inference, agent_start
+from benchmarks import agent_api, agent_inference, agent_start
 from benchmarks.results import Row, arguments, show
 
 GROUPS: dict[str, Callable[..., list[Row]]] = {  # each takes a folder to work in, and `quick`
     "inference": agent_inference.measure,
     "start": agent_start.measure,
+    "api": agent_api.measure,
 }
 
 

@@ -113,9 +113,8 @@ class Api:
             case "GET", []:
                 return _json(_metadata(self._model(name, version)))
             case "GET", ["ready"]:
-                ref = self._serving.ref(name)
-                ready = ref is not None and version in {None, str(ref.version)}
-                return _json({"name": name, "ready": ready}, 200 if ready else 503)
+                self._model(name, version)
+                return _json({"name": name, "ready": True})
             case "POST", ["infer"]:
                 return self._infer(name, version, body, header_length)
             case "POST", ["samples"] if version is None:

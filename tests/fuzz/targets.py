@@ -9,7 +9,6 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,32 +29,14 @@ from edge_agent.session import Message
 from tests.fakes import agent_bundles
 from tests.fakes.broker_process import device_key_and_csr
 from tests.fakes.fleet_site import Instructions, NoCommands, Site
+from tests.fuzz import apps
 from tests.fuzz.mutate import mutate, prefixed
+from tests.fuzz.target import Make, Target
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEVICE = "meter-1"
 SHA = "0123456789abcdef" * 4
 NOW = 1_700_000_000.0
-Make = Callable[[Sequence[bytes], random.Random], bytes]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader of bytes.
-
-    Attributes:
-        read: takes any bytes; may raise `errors` and nothing else.
-        seeds: good inputs.
-        make: an input from the seeds.
-        share: how many of the million it gets, relative to the others.
-    """
-
-    name: str
-    read: Callable[[bytes], Any]
-    seeds: Sequence[bytes]
-    errors: tuple[type[Exception], ...] = (ContractError,)
-    make: Make = mutate
-    share: float = 1.0
 
 
 def golden(*names: str) -> list[bytes]:
@@ -291,9 +272,11 @@ def targets(root: Path) -> Iterator[list[Target]]:
     """All of them; `root` is an empty folder for those that keep something."""
     logging.disable(logging.CRITICAL)
     loop = asyncio.new_event_loop()
+    (root / "apps").mkdir()
     agent, gateway = AgentFolder(root / "device"), Gateway(root / "coordinator")
     try:
-        yield [*_wire(), *_contents(), _broker_packets(loop), agent.target(), gateway.target()]
+        ours = [agent.target(), gateway.target(), *apps.targets(root / "apps")]
+        yield [*_wire(), *_contents(), _broker_packets(loop), *ours]
     finally:
         agent.agent._state.close()
         gateway.site.close()

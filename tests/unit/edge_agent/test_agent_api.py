@@ -127,7 +127,7 @@ def test_what_is_not_there_is_404_and_what_cannot_serve_now_is_503(client: Clien
     assert (status, json.loads(answer)["error"][:40]) == (404, "version 1 of 'thirds' serves here, not '")
     assert client._once("POST", "/v2/models/thirds/versions/1/infer", body.encode(), {})[0] == 200
     assert client._once("GET", "/v2/models/thirds/versions/1/ready", b"", {})[0] == 200
-    assert client._once("GET", "/v2/models/thirds/versions/2/ready", b"", {})[0] == 503
+    assert client._once("GET", "/v2/models/thirds/versions/2/ready", b"", {})[0] == 404
     for method, path in [("GET", "/"), ("GET", "/v2/models/thirds/infer"), ("POST", "/v2"), ("GET", "/v2/../etc")]:
         assert client._once(method, path, b"{}" if method == "POST" else b"", {})[0] == 404
     serving.swap("thirds", None)
@@ -135,6 +135,7 @@ def test_what_is_not_there_is_404_and_what_cannot_serve_now_is_503(client: Clien
     assert (status, headers["Retry-After"]) == (503, "5")
     assert "no model serves on this device yet; a rollout brings one" in json.loads(answer)["error"]
     assert client._once("GET", "/v2/health/ready", b"", {})[0] == 503
+    assert client._once("GET", "/v2/models/thirds/ready", b"", {})[0] == 503
     assert client._once("GET", "/v2/health/live", b"", {})[0] == 200
 
 
@@ -452,7 +453,7 @@ def test_what_nvidias_client_sends_is_answered(tmp_path: Path, serving: Serving)
             length = headers["Inference-Header-Content-Length"]
             answers.append((int(status.split()[1]), body, None if length is None else int(length)))
         stream.close()
-    assert [status for status, _, _ in answers] == [200, 200, 200, 503, 200, 200, 200, 200, 200, 200, 200, 400]
+    assert [status for status, _, _ in answers] == [200, 200, 200, 404, 200, 200, 200, 200, 200, 200, 200, 400]
     for index in (8, 10):  # binary, then JSON
         _, body, length = answers[index]
         header, arrays = client_module._decode(body, None if length is None else str(length))
