@@ -174,6 +174,11 @@ def target(bundles: bytes, path: str) -> Target | None:
     return stated(file) if file is not None else None
 
 
+def paths(bundles: bytes) -> set[str]:
+    """Every bundle in the `bundles` metadata."""
+    return set(read(bundles, Targets).targets)
+
+
 def snapshot(version: int, bundles: bytes, targets: bytes, *, signer: Signer, now: float) -> bytes:
     """Snapshot metadata over these two."""
     meta = {

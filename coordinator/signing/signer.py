@@ -153,13 +153,17 @@ class Signer:
         raise SetupError(f"{self._folder}: this coordinator trusts another signer; use that signer's folder")
 
     def _adopt(self, published: bytes | None) -> None:
-        """Go on from the published metadata where it is newer than what is here: another machine signed it for us."""
+        """Go on from the published metadata where it holds what is not here: another machine has the same key.
+
+        What is here and newer was signed and not handed in; a coordinator that shows an older state changes nothing.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if published is None:
             return
         if self._path.exists():
-            mine, _ = repository.version_and_expiry(self._path.read_bytes())
-            if repository.version_and_expiry(published)[0] <= mine:
+            mine = self._path.read_bytes()
+            behind = repository.version_and_expiry(published)[0] < repository.version_and_expiry(mine)[0]
+            if behind and repository.paths(published) <= repository.paths(mine):
                 return
         if not repository.signed_by(published, self._signer.public_key):
             raise SetupError("the coordinator shows metadata that this signer's key did not sign; do not trust it")

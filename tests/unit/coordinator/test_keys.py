@@ -444,6 +444,51 @@ def test_the_signers_loop_signs_by_itself_only_where_the_policy_is_automatic(
         loop.join()
 
 
+def test_two_machines_with_the_signers_key_may_take_turns(site: Production) -> None:
+    site.begin()
+    site.sign("alice", "bob")
+    site.publish()
+    here, there = site.signer, site.root / "there"
+    shutil.copytree(here, there)
+    paths = []
+    for version, folder in enumerate([here, there, there, here], start=1):
+        site.signer = folder
+        paths.append(site.register(version))
+        site.approve()
+    # one signs and is killed before it hands in, the other goes on
+    paths.append(site.register(5))
+    (waiting,) = site.client.signing_requests()
+    slow = Signer(here)
+    slow.begin(site.client, time.time())
+    slow.sign(waiting, site.client.signing_bundle(waiting.bundle_sha256), time.time())
+    site.signer = there
+    site.approve()
+    site.signer = here
+    paths.append(site.register(6))
+    site.approve()
+    device = site.device("device")
+    for path in paths:
+        assert device.trusts(path).size > 0
+
+
+def test_a_coordinator_that_shows_an_older_state_does_not_make_the_signer_forget(site: Production) -> None:
+    site.begin()
+    site.sign("alice", "bob")
+    site.publish()
+    site.register(1)
+    site.approve()
+    chain = site.services.signing.chain()
+    assert chain is not None
+    keeper = Signer(site.signer)
+    keeper.begin(site.client, time.time())
+    newest = (site.signer / "metadata" / "bundles.json").read_bytes()
+    keeper._adopt(repository.first_bundles(keeper._signer, time.time()))
+    assert (site.signer / "metadata" / "bundles.json").read_bytes() == newest
+    with pytest.raises(SetupError, match="did not sign"):
+        keeper._adopt(repository.renew_bundles(newest, CryptoSigner.generate_ed25519(), time.time()))
+    assert (site.signer / "metadata" / "bundles.json").read_bytes() == newest
+
+
 def test_the_bundles_metadata_is_renewed_long_before_it_expires(site: Production) -> None:
     site.begin()
     site.sign("alice", "bob")
