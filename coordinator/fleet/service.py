@@ -253,6 +253,10 @@ class Fleet:
         """Whether a device has a certificate of ours, and is not revoked."""
         return self.certificate(connection, device) is not None
 
+    def revoked(self, connection: Connection) -> frozenset[str]:
+        """Names of the devices that are revoked."""
+        return frozenset(connection.execute(select(devices.c.name).where(devices.c.revoked_at.is_not(None))).scalars())
+
     def hardware_class(self, connection: Connection, device: str) -> str:
         """What the device said it is."""
         return str(connection.execute(select(devices.c.hardware_class).where(devices.c.name == device)).scalar() or "")

@@ -174,6 +174,7 @@ class Rollouts:
                 self._set(connection, id, state=rules.FAILED, error=f"the signer refused the bundle: {reason}")
                 self._end(connection, id, now)
                 return
+        self._withdraw_revoked(connection, row, now)
         step = rules.advance(
             wave=row["wave"],
             members=self._members(connection, id),
@@ -194,6 +195,15 @@ class Rollouts:
             logger.info("rollout %s: %s, wave %d %s", id, step.state, step.wave, step.error)
         if step.state not in rules.OPEN:
             self._end(connection, id, now)
+
+    def _withdraw_revoked(self, connection: Connection, row: RowMapping, now: float) -> None:
+        """A device that was revoked will not answer; that is no failure of the bundle."""
+        waiting = {rules.PENDING, rules.OFFERED} | ({rules.ACTIVATED} if row["health_timeout_s"] else set())
+        revoked = self._fleet.revoked(connection)
+        for member in self._members(connection, row["id"]) if revoked else ():
+            if member.device in revoked and member.state in waiting:
+                reason = "the device was revoked"
+                self._settle(connection, row["id"], member.device, rules.WITHDRAWN, reason=reason, now=now)
 
     def _offer(self, connection: Connection, row: RowMapping, device: str, now: float) -> None:
         before = self._wanted(connection, device, row["model"])

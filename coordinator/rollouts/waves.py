@@ -86,7 +86,8 @@ def advance(
 ) -> Step:
     """What a rolling rollout does next.
 
-    A wave is offered once the one before it has settled: every device activated, or failed within what is borne.
+    A wave is offered once the one before it has settled: every device activated, failed within what is borne, or was
+    withdrawn.
 
     Args:
         wave: that is being offered, -1 before the first.
@@ -115,7 +116,9 @@ def advance(
         error = f"{many} devices refused, rolled back or timed out ({names}); at most {max_failures} may"
         return Step(FAILED, wave, timed_out=late, error=error)
     settled = all(
-        member.state in {*done, *FAILURES} or member.device in late for member in members if member.wave <= wave
+        member.state in {*done, *FAILURES, WITHDRAWN} or member.device in late
+        for member in members
+        if member.wave <= wave
     )
     if not settled:
         return Step(ROLLING, wave, timed_out=late)

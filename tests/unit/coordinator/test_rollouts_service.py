@@ -119,6 +119,26 @@ def test_silence_is_a_failure_after_the_devices_time(site: Site) -> None:
     assert site.rollouts.get(rollout.id).state == "failed"
 
 
+def test_a_device_that_is_revoked_is_withdrawn_and_no_failure(site: Site) -> None:
+    ref = signed(site)
+    rollout = site.rollouts.start(ref.sha256, waves=[1, 1], device_timeout_s=60)
+    (canary,) = in_wave(rollout, 0)
+    site.fleet.revoke(canary)
+    site.rollouts.tick(site.now)
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.state, states(rollout)[canary]) == ("rolling", "withdrawn")
+    site.now += 120
+    for device in in_wave(rollout, 1):
+        site.fleet.revoke(device)
+    site.rollouts.tick(site.now)
+    for device in in_wave(rollout, 2):
+        site.answer(device, ref, rollout=rollout.id)
+    site.rollouts.tick(site.now)
+    rollout = site.rollouts.get(rollout.id)
+    assert (rollout.state, rollout.error) == ("done", None)
+    assert states(rollout)[canary] == "withdrawn"
+
+
 def test_a_paused_rollout_offers_nothing_and_goes_on(site: Site) -> None:
     ref = signed(site)
     rollout = site.rollouts.start(ref.sha256, device_timeout_s=60)
