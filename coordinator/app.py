@@ -23,6 +23,7 @@ from coordinator.fleet import routes as fleet_routes
 from coordinator.fleet.device_commands import Commands
 from coordinator.fleet.revocation import Revocation
 from coordinator.fleet.service import Fleet
+from coordinator.gateway import artifact_routes
 from coordinator.gateway.core import Handler
 from coordinator.gateway.service import Gateway
 from coordinator.jobs import routes as job_routes
@@ -135,6 +136,9 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
     routes = api.Routes(
         open=[
             fleet_routes.enrolment(services.fleet, services.signing, storage),
+            artifact_routes.router(
+                storage.blobs, services.gateway.may_fetch, fleet_routes.signed_by_device(services.fleet, "blobs")
+            ),
             signing_routes.devices(
                 services.signing, storage, fleet_routes.signed_by_device(services.fleet, "metadata")
             ),

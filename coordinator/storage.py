@@ -6,7 +6,7 @@ Every sub-package declares its tables on `metadata`; `coordinator/migrations` cr
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import fsspec
@@ -127,13 +127,32 @@ class Blobs:
         Raises:
             NotFoundError: no such blob.
         """
-        start = index * limits.BLOCK_BYTES
+        with self.open(digest) as file:
+            file.seek(index * limits.BLOCK_BYTES)
+            return bytes(file.read(limits.BLOCK_BYTES))
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob.
+
+        Raises:
+            NotFoundError: no such blob.
+        """
         try:
-            with self._fs.open(self._path(digest), "rb") as file:
-                file.seek(start)
-                return bytes(file.read(limits.BLOCK_BYTES))
+            return int(self._fs.size(self._path(digest)))
         except FileNotFoundError as error:
             raise NotFoundError(f"no blob {digest}") from error
+
+    def open(self, digest: str) -> IO[bytes]:
+        """A blob as a file that can be read from any place; the caller closes it.
+
+        Raises:
+            NotFoundError: no such blob.
+        """
+        try:
+            file: IO[bytes] = self._fs.open(self._path(digest), "rb")
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no blob {digest}") from error
+        return file
 
     def exists(self, digest: str) -> bool:
         """Whether the blob is stored."""

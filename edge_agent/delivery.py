@@ -7,10 +7,12 @@ from pathlib import Path
 
 from contract import topics
 from contract.messages import BlobRef, DeltaReply
-from edge_agent.artifacts import Artifacts
+from edge_agent import signing
+from edge_agent.artifacts import Artifacts, Fill
 from edge_agent.config import Config, Folder
 from edge_agent.deltas import Base, Bundles, Questions
 from edge_agent.gate import Gate
+from edge_agent.https_transfer import Ranges
 from edge_agent.session import Link
 from edge_agent.slots import Slots
 from edge_agent.state import State
@@ -48,7 +50,17 @@ class Delivery:
             bytes_per_s=updates.bandwidth_bytes_per_s,
             stopping=stopping,
         )
-        self._artifacts = Artifacts(folder.staging, self._transfer.fill)
+        fill: Fill = self._transfer.fill
+        if updates.transport == "https":
+            ranges = Ranges(
+                config.url,
+                folder.ca,
+                lambda: signing.token(folder, "blobs"),
+                bytes_per_s=updates.bandwidth_bytes_per_s,
+                stopping=stopping,
+            )
+            fill = ranges.fill
+        self._artifacts = Artifacts(folder.staging, fill)
         self._questions = Questions(link, retry_s=config.retry_s, stopping=stopping)
         self._slots, self._state, self._wanted = Slots(folder.slots), state, wanted
         self._bundles = Bundles(

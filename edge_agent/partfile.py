@@ -82,6 +82,11 @@ class PartFile:
                 found.append(index)
         return found
 
+    def gap(self) -> tuple[int, int]:
+        """The first block to come, and the one after the last that is missing in a row with it."""
+        after = self._there.find(1, self._first)
+        return self._first, after if after >= 0 else self._count
+
     def accept(self, index: int, data: bytes) -> bool:
         """Write a block to its place; False where it is not awaited or not what the list names.
 

@@ -201,6 +201,11 @@ class Core:
             or self._instructions.may_fetch(connection, device, sha256, now)
         )
 
+    def may_have(self, device: str, sha256: str, now: float) -> bool:
+        """`may_fetch` in a transaction of its own."""
+        with self._engine.begin() as connection:
+            return self.may_fetch(connection, device, sha256, now)
+
     def _report(self, device: str, report: Report, now: float) -> list[Outgoing]:
         """Commit a report's effect and the fact that it came, together; acknowledge it."""
         if not 0 < len(report.outbox) <= 64 or not 0 <= report.seq < 2**31:

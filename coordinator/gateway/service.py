@@ -76,6 +76,10 @@ class Gateway:
         """Whether the broker is there now."""
         return self._connected.is_set()
 
+    def may_fetch(self, device: str, sha256: str) -> bool:
+        """Whether a device may have a blob, over whatever transport; see `Core.may_fetch`."""
+        return self._core.may_have(device, sha256, self._clock())
+
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
         host = self._config.broker_host or self._config.host
