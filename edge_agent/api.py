@@ -14,6 +14,7 @@ import numpy as np
 from contract import inference
 from contract.errors import ContractError
 from contract.inference import HEADER_LENGTH, InferenceRequest, ModelMetadata, ServerMetadata, TensorMetadata
+from contract.messages import BundleRef
 from edge_agent import __version__
 from edge_agent.errors import AgentError, ApiError, RuntimeModelError, SampleError, UnavailableError
 from edge_agent.serving import Model, Serving
@@ -113,7 +114,10 @@ class Api:
             case "GET", []:
                 return _json(_metadata(self._model(name, version)))
             case "GET", ["ready"]:
-                self._model(name, version)
+                ref = self._serving.ref(name)
+                if ref is None:
+                    raise self._missing(name)
+                _check_version(ref, version)
                 return _json({"name": name, "ready": True})
             case "POST", ["infer"]:
                 return self._infer(name, version, body, header_length)
@@ -137,7 +141,7 @@ class Api:
         if self._serving.ref(name) is None:
             raise self._missing(name)
         with self._serving.use(name) as model:
-            _check_version(model, version)
+            _check_version(model.ref, version)
             return model
 
     def _missing(self, name: str) -> ApiError | UnavailableError:
@@ -154,7 +158,7 @@ class Api:
         x = _only(request, ["x"])["x"]
         try:
             with self._serving.use(name) as model:
-                _check_version(model, version)
+                _check_version(model.ref, version)
                 outputs = self._outputs(model, x, request)
         except (UnavailableError, RuntimeModelError) as error:
             return self._elsewhere(name, body, header_length, error)
@@ -238,9 +242,9 @@ def _only(request: InferenceRequest, names: list[str]) -> Mapping[str, np.ndarra
     return request.inputs
 
 
-def _check_version(model: Model, version: str | None) -> None:
-    if version not in {None, str(model.ref.version)}:
-        serves = f"version {model.ref.version} of {model.ref.model!r} serves here"
+def _check_version(ref: BundleRef, version: str | None) -> None:
+    if version not in {None, str(ref.version)}:
+        serves = f"version {ref.version} of {ref.model!r} serves here"
         raise ApiError(404, f"{serves}, not {str(version)[:32]!r}; leave the version out to use what serves")
 
 

@@ -1,6 +1,6 @@
 """All checks, in the order in which a person should read them."""
 
-from edge_agent.doctor import content, identity, machine, network
+from edge_agent.doctor import apps, content, identity, machine, network
 from edge_agent.doctor.examination import Check
 
 ALL: list[tuple[str, Check]] = [
@@ -15,6 +15,8 @@ ALL: list[tuple[str, Check]] = [
     ("outbox", content.outbox),
     ("slots", content.slots),
     ("runtime", content.runtime),
+    ("api", apps.api),
+    ("sources", apps.sources),
     ("broker", network.broker),
     ("coordinator", network.coordinator),
 ]

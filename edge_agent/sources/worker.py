@@ -97,7 +97,7 @@ class SourceWorker:
             return str(error)
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
             _LOG.exception("%s failed unexpectedly", self.name)
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}, see the log"
         else:
             if not self._stopping.is_set():
                 self._say("ended", "it has no more samples")

@@ -10,6 +10,7 @@ import pytest
 
 from contract import messages
 from edge_agent.client import Client
+from edge_agent.config import Source
 from edge_agent.status import read
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_coordinator import AgentProcess, Coordinator
@@ -117,3 +118,37 @@ def test_samples_that_apps_hand_in_train_the_model_here_and_no_message_holds_a_b
             assert content not in everything
     state = b"".join(path.read_bytes() for path in agent.folder.root.rglob("*") if path.is_file())
     assert not [image for image in x if image.tobytes() in state]
+
+
+def test_sources_of_agent_toml_feed_the_model_and_a_replay_is_counted_once_across_kills(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    x, y = agent_models.samples(90, seed=3)
+    rows = "".join(
+        ",".join(map(str, [*image.ravel().tolist(), label])) + "\n" for image, label in zip(x, y, strict=True)
+    )
+    (tmp_path / "f.csv").write_text(",".join([*(f"p{i}" for i in range(16)), "label"]) + "\n" + rows)
+    replay = {"path": str(tmp_path / "f.csv"), "label": "label", "rate_per_s": 40.0, "batch": 5}
+    camera = {"command": ["sleep", "1000"], "format": "raw", "dtype": "uint8", "framing": "fixed", "frame_bytes": 16}
+    sources = [
+        Source(kind="csv", options=replay),
+        Source(kind="command", options=camera),
+        Source(kind="http", options={"name": "gate", "format": "raw", "dtype": "uint8"}),
+        Source(kind="csv", options={"path": str(tmp_path / "none.csv")}),
+    ]
+    agent = AgentProcess(coordinator, tmp_path / "agent", "meter-sources", sources=sources)
+    agent.start()
+    coordinator.desire(agent.device, coordinator.publish(agent_bundles.make()))
+    for seen in (10, 40):
+        agent.wait(lambda seen=seen: coordinator.samples() >= seen)
+        agent.kill()
+        agent.start()
+    agent.wait(lambda: [event for event in agent.events() if event.get("what") == "ended"])
+    agent.wait(lambda: coordinator.samples() == 90)
+    agent.wait(lambda: coordinator.hellos[-1].samples >= 90)  # kept for training, too
+    with Client(socket=agent.folder.root / "api.sock") as app:
+        agent.wait(lambda: app._once("POST", "/v2/sources/gate", x[:2].tobytes(), {})[0] == 202)
+        agent.wait(lambda: coordinator.samples() == 92)
+    assert [event for event in agent.events() if event["event"] == "source" and "none.csv" in event["reason"]]
+    assert agent.stop() == 0, agent.log.read_text()
+    assert "Traceback" not in agent.log.read_text()

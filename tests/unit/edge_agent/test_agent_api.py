@@ -463,27 +463,24 @@ def test_what_nvidias_client_sends_is_answered(tmp_path: Path, serving: Serving)
         assert arrays["label"] == ["low", "high"]
 
 
-def test_large_bodies_that_never_come_whole_take_no_room_from_other_apps_for_long(
+def test_an_app_with_large_bodies_under_way_is_refused_another_until_one_is_through(
     tmp_path: Path, serving: Serving
 ) -> None:
-    """An app holds two bodies of the largest size; its third is refused, and the next is served when they time out."""
     x = agent_models.samples(5000, seed=0)[0]
-    section = {"max_body_bytes": 100_000}
-    with served(tmp_path, serving, section=section, request_s=3.0), contextlib.ExitStack() as stack:
+    with (
+        served(tmp_path, serving, section={"max_body_bytes": 100_000}, request_s=300.0) as server,
+        Client(socket=tmp_path / "api.sock", retries=0) as client,
+        contextlib.ExitStack() as slow,
+    ):
         for _ in range(2):
-            held = stack.enter_context(socket.socket(socket.AF_UNIX))
+            held = slow.enter_context(socket.socket(socket.AF_UNIX))
             held.connect(str(tmp_path / "api.sock"))
             held.sendall(b"POST /v2/models/thirds/infer HTTP/1.1\r\nContent-Length: 100000\r\n\r\n{")
-        client = stack.enter_context(Client(socket=tmp_path / "api.sock", retries=0))
-
-        def refused() -> bool:
-            try:
-                client.infer("thirds", x)
-            except ClientError as error:
-                return error.status == 503 and "too many large requests" in str(error)
-            return False
-
-        assert eventually(refused, 30)
+        assert eventually(lambda: server._held.total() == 200_000, 60)
+        with pytest.raises(ClientError, match="too many large requests at once") as refused:
+            client.infer("thirds", x)
+        assert refused.value.status == 503
         assert len(client.infer("thirds", x[:10]).labels) == 10
-        assert eventually(lambda: not refused(), 30)
+        slow.close()
+        assert eventually(lambda: server._held.total() == 0, 60)
         assert len(client.infer("thirds", x).labels) == 5000

@@ -1,5 +1,6 @@
 """Every check of the doctor on a healthy folder and on a broken one."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ from edge_agent.cli import main
 from edge_agent.config import Folder
 from edge_agent.doctor import checks
 from edge_agent.placement import Placement, Slot
+from edge_agent.serving import Serving
 from edge_agent.slots import Slots
 from edge_agent.state import State
-from tests.fakes import agent_bundles, agent_folder
+from tests.fakes import agent_api, agent_bundles, agent_folder
 
 DAY = 86400.0
 OFFLINE = [(name, check) for name, check in checks.ALL if name not in {"broker", "coordinator"}]
@@ -279,3 +281,35 @@ def test_looking_at_a_database_does_not_change_it(folder):
     look(folder, "slots")
     look(folder, "outbox")
     assert folder.state.read_bytes() == before
+
+
+def test_a_local_api_that_does_not_answer_is_found(folder):
+    assert look(folder, "api").found == "nobody listens: the agent does not run"
+    with folder.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        finding = look(folder, "api")
+        assert (finding.outcome, "does the agent run" in finding.found) == ("fail", True)
+        serving = Serving()
+        serving.swap("thirds", agent_api.model(agent_bundles.make()))
+        with agent_api.served(folder.root, serving):
+            assert look(folder, "api").found == f"{folder.root / 'api.sock'} answer, 1 models serve"
+        folder.config.write_text(folder.config.read_text() + '\n[api]\nsocket = ""\n')
+        assert look(folder, "api").found == "switched off by api.socket"
+
+
+def test_sources_that_cannot_be_opened_are_found(folder):
+    assert look(folder, "sources").found == "only the folder `source`"
+    good = folder.config.read_text()
+    bad = '[[sources]]\nkind = "kinect"\n[[sources]]\nkind = "csv"\noptions = {pth = "f"}\n'
+    folder.config.write_text(f"{good}\n{bad}")
+    finding = look(folder, "sources")
+    assert finding.outcome == "fail"
+    assert "no source 'kinect' is installed" in finding.found
+    assert "`edge-agent sources` lists the options" in finding.found
+    folder.config.write_text(f'{good}\n[[sources]]\nkind = "csv"\noptions = {{path = "f"}}\n')
+    assert look(folder, "sources").found == "csv, beside the folder `source`"
+    with closing(State(folder.state, outbox_id="o")) as state:
+        state.event("source", "source/csv-1 failed: no such file; opened again in 60 s", at=time.time())
+    finding = look(folder, "sources")
+    assert (finding.outcome, "no such file" in finding.found) == ("warn", True)
+    assert look(folder, "sources", now=time.time() + 3700).outcome == "ok"
