@@ -18,6 +18,7 @@ from coordinator.storage import Storage
 logger = logging.getLogger(__name__)
 
 FRESH_S = 86400.0  # the list is made anew so often, long before it expires
+BATCH = 200  # devices in one message to the broker, which takes no larger ones than any other
 PAUSE_S = 1.0  # between two times that the broker is told of the same devices
 
 
@@ -64,7 +65,8 @@ class Revocation:
             self._fresh_until = now + min(FRESH_S, lasts.total_seconds() / 3)
         if due:
             self._next_kick = now + PAUSE_S
-            self._cut_off(waiting)
+            for first in range(0, len(waiting), BATCH):
+                self._cut_off(waiting[first : first + BATCH])
 
     def _cut_off(self, names: Sequence[str]) -> None:
         if not self._kick(names):

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from contract import signatures
+from contract import limits, signatures
 from contract.errors import TopicError
 from contract.messages import Alert, Gone
 from coordinator import pki
+from coordinator.broker import revoked
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from coordinator.fleet import certificates, cohort
 from coordinator.fleet.revocation import Revocation
@@ -340,6 +341,20 @@ def test_the_broker_hears_of_a_revocation_until_it_could_be_told_and_of_nothing_
     assert len(told.crls) == before
     revocation.tick(site.now + 86400.0 + 60)  # the list grows old
     assert len(told.crls) == before + 1
+
+
+def test_many_devices_are_cut_off_with_messages_that_fit(site: Site) -> None:
+    told = Told()
+    names = [f"{number:04d}-{'n' * 58}" for number in range(450)]
+    with site.engine.begin() as connection:
+        rows = [{"name": name, "tags": {}, "created_at": 1.0, "revoked_at": 2.0, "kicks_left": 1} for name in names]
+        connection.execute(devices.insert(), rows)
+    revocation = Revocation(site.storage, site.config, site.authority, publish=told.publish, kick=told.kick)
+    revocation.tick(site.now)
+    assert sorted(name for batch in told.kicked for name in batch) == names
+    assert max(len(revoked.kick_command(batch)) for batch in told.kicked) < limits.MESSAGE_BYTES
+    revocation.tick(site.now + 10)
+    assert len(told.kicked) == 3
 
 
 def test_a_list_that_could_not_be_given_to_the_broker_is_given_again_before_anybody_is_cut_off(site: Site) -> None:
