@@ -61,13 +61,14 @@ class Slots:
         remove(self.path(slot))
 
     def sweep(self, placements: Mapping[str, Placement]) -> None:
-        """Remove what no placement points to: slots that a kill left behind, models that were taken off the device."""
-        kept = {
-            self._folder(slot)
-            for placement in placements.values()
-            for slot in (placement.active, placement.previous)
-            if slot is not None
-        }
+        """Remove what no placement points to: slots that a kill left behind, models that were taken off the device.
+
+        Records of what stays are written again where the disk broke them.
+        """
+        slots = [slot for p in placements.values() for slot in (p.active, p.previous) if slot is not None]
+        kept = {self._folder(slot) for slot in slots}
+        for slot in slots:
+            self._mend_record(slot)
         for folder in self._root.glob("*/*"):
             for path in folder.iterdir() if folder in kept else [folder]:
                 if path.name not in {_BUNDLE, _RECORD}:
@@ -75,6 +76,16 @@ class Slots:
         for model in self._root.glob("*"):
             if not any(folder.parent == model for folder in kept):
                 _remove(model)
+
+    def _mend_record(self, slot: Slot) -> None:
+        path, record = self._folder(slot) / _RECORD, codec.encode_json(slot)
+        try:
+            if path.is_file() and path.read_bytes() == record:
+                return
+            if path.parent.is_dir():
+                write_atomically(path, record)
+        except OSError as error:
+            _LOG.warning("%s cannot be written: %s", path, error)
 
     def recover(self) -> dict[str, Placement]:
         """What lies on the disk, whole and as recorded, for a device that lost its state; the newest serves."""

@@ -138,6 +138,16 @@ def test_a_device_that_lost_its_memory_takes_up_only_what_is_whole_and_recorded(
     ]
 
 
+def test_records_that_the_disk_broke_are_written_again_by_the_next_start(
+    folder: Folder, restart: Callable[[Path], Parts]
+) -> None:
+    for record in folder.slots.rglob("record.json"):
+        record.write_bytes(b"\x00" * 10)
+    restart(folder.root).state.close()
+    folder.state.unlink()
+    assert _served(restart(folder.root)) == {"thirds": 2, "fourths": 1}
+
+
 def test_a_record_that_lies_about_its_slot_is_not_taken_up(folder: Folder, restart: Callable[[Path], Parts]) -> None:
     folder.state.unlink()
     record = folder.slots / "fourths" / "a" / "record.json"
