@@ -4,6 +4,7 @@ Example: python -m benchmarks.fuzz --inputs 1000000 --seed 1
 """
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -32,7 +33,7 @@ def main() -> int:
 
 def _run(made: list[Target], inputs: int, seed: int) -> int:
     whole = sum(target.share for target in made)
-    shares = {target.name: max(1, round(inputs * target.share / whole)) for target in made}
+    shares = {target.name: math.ceil(inputs * target.share / whole) for target in made}
     began, failures = time.monotonic(), 0
     for target in made:
         failures += _feed(target, max(1, shares[target.name] // 10), f"{seed} warm {target.name}", quiet=True)

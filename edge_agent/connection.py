@@ -21,7 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from contract import codec, limits, topics
-from contract.messages import UP, BlockRequest, Gone, Hello, MetadataRequest, RenewalRequest, Report, Up
+from contract.messages import UP, BlockRequest, DeltaRequest, Gone, Hello, MetadataRequest, RenewalRequest, Report, Up
 from edge_agent.reconnect import Protocol, patience
 
 _LOG = logging.getLogger(__name__)
@@ -30,7 +30,13 @@ _OUTBOUND = 32  # messages that the broker has not confirmed
 _REPORT_BYTES = limits.MESSAGE_BYTES  # of reports that it has not confirmed, or one; a receipt waits behind no more
 _SESSION_S = 7 * 86400  # how long an MQTT 5 broker remembers us; one of 3.1.1 decides by itself
 # Later nobody wants to know. Where MQTT 5 is spoken, the broker then drops them for a coordinator that is away.
-_EXPIRY_S: dict[type, int] = {Hello: 120, MetadataRequest: 60, BlockRequest: 60, RenewalRequest: 60}
+_EXPIRY_S: dict[type, int] = {
+    Hello: 120,
+    MetadataRequest: 60,
+    BlockRequest: 60,
+    DeltaRequest: 60,
+    RenewalRequest: 60,
+}
 _LAST_DATA_RECEIVED = 52  # where Linux's `struct tcp_info` has the milliseconds since the last data
 _GOODBYE_S = 1.0
 _UNSUPPORTED_PROTOCOL = 0x84

@@ -43,7 +43,7 @@ from edge_agent.identity import Identity
 from edge_agent.liveness import Stopping, Vitals
 from edge_agent.monitor import Monitor
 from edge_agent.notify import Notifier
-from edge_agent.outbox import Flow
+from edge_agent.outbox import Flow, heartbeat_is_due
 from edge_agent.probation import Probations
 from edge_agent.recovery import open_state
 from edge_agent.remote import Remote
@@ -381,9 +381,10 @@ class Agent:
         if not self._session.connected:
             return
         now = time.monotonic()
-        if now >= self._hello_at and self._session.send(self._hello()):
-            self._hello_at = now + self._config.hello_s
         on_the_way = self._session.unconfirmed()
+        due = heartbeat_is_due(now, self._hello_at, self._config.hello_s, busy=bool(on_the_way))
+        if due and self._session.send(self._hello()):
+            self._hello_at = now + self._config.hello_s
         for seq in self._flow.due(self._state.pending(Flow.LOOK_AHEAD), now, on_the_way=on_the_way):
             report = self._state.read_report(seq)
             if report is not None and self._session.send(report):

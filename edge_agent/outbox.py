@@ -142,6 +142,14 @@ class Outbox:
         return Dropped(**counts)
 
 
+def heartbeat_is_due(now: float, due_at: float, period_s: float, *, busy: bool) -> bool:
+    """Whether to send a heartbeat, which matters least: while reports are on their way it waits, two periods at most.
+
+    A `due_at` of long ago, as for the first word of a connection, does not wait.
+    """
+    return now >= due_at and (not busy or now >= due_at + 2 * period_s)
+
+
 class Flow:
     """Pure bookkeeping of reports on their way: a few at a time, again and ever later when nobody confirmed them."""
 

@@ -29,7 +29,7 @@ from edge_agent.session import Message
 from tests.fakes import agent_bundles
 from tests.fakes.broker_process import device_key_and_csr
 from tests.fakes.fleet_site import Instructions, NoCommands, Site
-from tests.fuzz import apps
+from tests.fuzz import apps, owner
 from tests.fuzz.mutate import mutate, prefixed
 from tests.fuzz.target import Make, Target
 
@@ -37,6 +37,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 DEVICE = "meter-1"
 SHA = "0123456789abcdef" * 4
 NOW = 1_700_000_000.0
+COMMAND = messages.Command(id="c-1", kind="log-level", level="debug", seconds=60.0, expires_at=9.0)
 
 
 def golden(*names: str) -> list[bytes]:
@@ -53,10 +54,13 @@ def _message(kind: type[Any], limit: int) -> Callable[[bytes], Any]:
 
 def _wire() -> Iterator[Target]:
     down = [messages.Ack, messages.Instruction, messages.MetadataReply, messages.RenewalReply]
+    down += [messages.DeltaReply, messages.Command]
     inner = [messages.Receipt, messages.SignedReceipt]
+    others = {messages.SignedReceipt: messages.SignedReceipt(payload=b"payload", signature=b"signature"),
+              messages.Command: COMMAND}  # fmt: skip
     for kind in [*messages.UP.values(), *down, *inner]:
         name = str(kind.__struct_config__.tag)
-        seeds = _all_golden(name) or [codec.encode(messages.SignedReceipt(payload=b"payload", signature=b"signature"))]
+        seeds = _all_golden(name) or [codec.encode(others[kind])]
         yield Target(f"message {name}", _message(kind, limits.MESSAGE_BYTES), seeds, share=0.5)
     names = [topics.up(DEVICE, "hello"), topics.down(DEVICE, "ack"), topics.blob(SHA, 7)]
     yield Target("topic", lambda data: topics.parse(data.decode("utf-8", "replace")), [name.encode() for name in names])
@@ -199,6 +203,8 @@ class AgentFolder:
         channels = {
             topics.down(DEVICE, "desired"): golden("desired.json"),
             topics.down(DEVICE, "metadata"): golden("metadata-reply.msgpack"),
+            topics.down(DEVICE, "delta"): golden("delta-reply.msgpack"),
+            topics.down(DEVICE, "command"): [codec.encode(COMMAND)],
             topics.down(DEVICE, "renew"): golden("renewal-reply.msgpack"),
             topics.down(DEVICE, "ack"): golden("ack.msgpack"),
             topics.down(DEVICE, "round"): golden("instruction.msgpack"),
@@ -207,9 +213,9 @@ class AgentFolder:
         return Target("agent, any message", self._read, *_channelled(channels))
 
     def _read(self, data: bytes) -> None:
-        topic, _, payload = data.partition(b"\n")
+        topic, _, content = data.partition(b"\n")
         self.dropped = ""
-        self.agent._on_event(Message(topic.decode("utf-8", "replace"), payload))  # drops and tells, never raises
+        self.agent._on_event(Message(topic.decode("utf-8", "replace"), content))  # drops and tells, never raises
         if self.dropped:
             raise DroppedError(self.dropped)
 
@@ -243,9 +249,9 @@ class Gateway:
         return Target("gateway, any message", self._read, *_channelled(channels), share=0.5)
 
     def _read(self, data: bytes) -> None:
-        topic, _, payload = data.partition(b"\n")
+        topic, _, content = data.partition(b"\n")
         before = sum(self.core.counters.dropped().values())
-        self.core.receive(topic.decode("utf-8", "replace"), payload, NOW)  # drops and counts, never raises
+        self.core.receive(topic.decode("utf-8", "replace"), content, NOW)  # drops and counts, never raises
         if sum(self.core.counters.dropped().values()) > before:
             raise DroppedError
 
@@ -272,10 +278,11 @@ def targets(root: Path) -> Iterator[list[Target]]:
     """All of them; `root` is an empty folder for those that keep something."""
     logging.disable(logging.CRITICAL)
     loop = asyncio.new_event_loop()
-    (root / "apps").mkdir()
+    for name in ("apps", "owner"):
+        (root / name).mkdir()
     agent, gateway = AgentFolder(root / "device"), Gateway(root / "coordinator")
     try:
-        ours = [agent.target(), gateway.target(), *apps.targets(root / "apps")]
+        ours = [agent.target(), gateway.target(), *apps.targets(root / "apps"), *owner.targets(root / "owner")]
         yield [*_wire(), *_contents(), _broker_packets(loop), *ours]
     finally:
         agent.agent._state.close()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from contract import limits
 from contract.messages import Alert, BlobRef, Body, Dropped, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from contract.profile import Counts
 from edge_agent.config import Outbox as Bounds
-from edge_agent.outbox import Flow
+from edge_agent.outbox import _PRIORITY, Flow, heartbeat_is_due
 from edge_agent.state import State
 
 DAY = 86400.0
@@ -230,3 +231,25 @@ def test_a_more_important_report_overtakes_and_does_not_make_others_go_twice() -
         flow.sent(seq, 0.0)
     assert flow.due([1, *range(10, 25)], 1.0) == []  # eight are on their way
     assert flow.due([1, *range(11, 26)], 1.0) == [1]
+
+
+def test_every_kind_of_report_has_a_priority() -> None:
+    assert set(_PRIORITY) == set(get_args(Body))
+
+
+def test_what_the_broker_does_not_have_yet_is_not_due_however_long_that_takes() -> None:
+    flow = Flow(retry_s=10)
+    assert flow.due([1], 0.0) == [1]
+    flow.sent(1, 0.0)
+    for second in range(1, 40):
+        assert flow.due([1], float(second), on_the_way=[1]) == []
+    assert flow.due([1], 48.9) == []
+    assert flow.due([1], 49.0) == [1]  # ten seconds after the broker had it
+
+
+def test_a_heartbeat_waits_behind_reports_but_not_for_ever() -> None:
+    assert heartbeat_is_due(100.0, 100.0, 10.0, busy=False)
+    assert not heartbeat_is_due(99.9, 100.0, 10.0, busy=False)
+    assert not heartbeat_is_due(119.9, 100.0, 10.0, busy=True)
+    assert heartbeat_is_due(120.0, 100.0, 10.0, busy=True)
+    assert heartbeat_is_due(100.0, 0.0, 10.0, busy=True)  # the first word of a connection
