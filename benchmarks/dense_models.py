@@ -1,6 +1,6 @@
 """Dense models of any size for the agent's benchmarks, made by TensorFlow in a process of its own.
 
-`python -m benchmarks.dense_models FILE FEATURES UNITS...` writes a float `.tflite` (1, FEATURES) -> (1, last of UNITS).
+`python -m benchmarks.dense_models FILE SEED FEATURES UNITS...` writes a float `.tflite`: (1, FEATURES) -> last UNITS.
 """
 
 import itertools
@@ -15,11 +15,19 @@ from contract import bundle, codec, profile, tensors, transform
 from edge_agent.runtime import Runtime, softmax
 
 
-def make(folder: Path, features: int, units: Sequence[int]) -> bytes:
-    """A model's bytes; its weights are drawn with a fixed seed."""
-    path = folder / f"dense-{features}-{'-'.join(map(str, units))}.tflite"
+def make(folder: Path, features: int, units: Sequence[int], *, seed: int) -> bytes:
+    """A model's bytes, made once in a folder; its weights are drawn."""
+    path = folder / f"dense-{features}-{'-'.join(map(str, units))}-{seed}.tflite"
     if not path.exists():
-        command = [sys.executable, "-m", "benchmarks.dense_models", str(path), str(features), *map(str, units)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.dense_models",
+            str(path),
+            str(seed),
+            str(features),
+            *map(str, units),
+        ]
         subprocess.run(command, check=True, capture_output=True)
     return path.read_bytes()
 
@@ -75,8 +83,8 @@ def main() -> None:
     """The child."""
     import tensorflow as tf
 
-    path, features, *units = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    random, sizes = np.random.default_rng(7), [features, *units]
+    path, seed, features, *units = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    random, sizes = np.random.default_rng(seed), [features, *units]
     layers = [(random.normal(size=pair) / np.sqrt(pair[0])).astype(np.float32) for pair in itertools.pairwise(sizes)]
 
     @tf.function(input_signature=[tf.TensorSpec((1, features), tf.float32, name="x")])

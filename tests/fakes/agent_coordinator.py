@@ -197,8 +197,15 @@ class AgentProcess:
         config = Config(
             device=device,
             broker_host="127.0.0.1",
-            broker_port=coordinator.broker.port,
-            **{"window_samples": 50, "window_idle_s": 0.3, "hello_s": 1.0, "poll_s": 0.05, "retry_s": 1.0, **settings},
+            **{
+                "broker_port": coordinator.broker.port,
+                "window_samples": 50,
+                "window_idle_s": 0.3,
+                "hello_s": 1.0,
+                "poll_s": 0.05,
+                "retry_s": 1.0,
+                **settings,
+            },
         )
         save(self.folder, config)
         self.source = self.folder.source(config)
