@@ -23,6 +23,7 @@ SCHEME = "pkcs11:"
 _URI_BYTES = 1024
 _COMMAND_S = 60.0  # a slow token
 _GOODBYE_S = 1.0
+_LOOK_S = 2.0
 _ENGINE = ["-engine", "pkcs11"]
 
 
@@ -144,6 +145,23 @@ class Tunnel(socket.socket):
     def do_handshake(self) -> None:
         """The child does it, before it passes on the first byte."""
 
+    def version(self) -> str:
+        """What carries the connection; waits a little for a child that cannot.
+
+        Raises:
+            ConnectionError: the child has given up.
+        """
+        deadline = time.monotonic() + _LOOK_S
+        while time.monotonic() < deadline:
+            if self._child.poll() is not None:
+                raise ConnectionError(self._complaint())
+            time.sleep(0.05)
+        return "TLS with the key in the token"
+
+    def _complaint(self) -> str:
+        self._said.seek(0)
+        return _complaint(self._said.read(65536))
+
     def pending(self) -> int:
         """Bytes that were read and not given out."""
         return 0
@@ -155,8 +173,7 @@ class Tunnel(socket.socket):
             return
         _end(self._child)
         if self._child.returncode > 0:
-            self._said.seek(0)
-            _LOG.warning("the connection through the token's key ended: %s", _complaint(self._said.read(65536)))
+            _LOG.warning("the connection through the token's key ended: %s", self._complaint())
         self._said.close()
 
 

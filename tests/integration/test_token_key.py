@@ -1,6 +1,8 @@
 """A device whose key lives in a PKCS#11 token (SoftHSM), from enrolment to renewal and revocation."""
 
+import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,18 +83,28 @@ def test_over_https_it_renews_with_the_key_in_the_token(site: ServedSite, uri: s
     agent.token = site.client.add_device("meter-1", again=True).token
     agent.command("enrol", "--again", "--key", uri)
     Identity("meter-1", agent.folder).tls()
+    found = _findings(agent)
+    assert (found["certificate"]["outcome"], found["broker"]["outcome"]) == ("ok", "ok"), found
 
 
 def test_a_broker_that_is_not_the_fleets_is_not_spoken_to(site: ServedSite, uri: str, tmp_path: Path) -> None:
     agent = Agent(site, tmp_path / "agent", "meter-1", "--key", uri)
     pki.create(tmp_path / "other")
     agent.folder.ca.write_bytes((tmp_path / "other" / "pki" / "ca.crt").read_bytes())
+    assert _findings(agent)["broker"]["outcome"] == "fail"
     agent.start()
     try:
         assert eventually(lambda: "verify" in agent.log.read_text(), 60), agent.log.read_text()
         assert agent.events("connected") == []
     finally:
         agent.stop()
+
+
+def _findings(agent: Agent) -> dict[str, dict[str, str]]:
+    command = [sys.executable, "-m", "edge_agent", "doctor", "--state", str(agent.folder.root), "--json"]
+    said = subprocess.run(command, capture_output=True, check=False, timeout=120).stdout
+    found = json.loads(said)
+    return {finding["check"]: finding for finding in (found["findings"] if isinstance(found, dict) else found)}
 
 
 def test_what_cannot_work_is_said(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
