@@ -16,11 +16,12 @@ from contract.errors import ContractError
 from contract.inference import HEADER_LENGTH, InferenceRequest, ModelMetadata, ServerMetadata, TensorMetadata
 from contract.messages import BundleRef
 from edge_agent import __version__
-from edge_agent.errors import AgentError, ApiError, RuntimeModelError, SampleError, UnavailableError
+from edge_agent.errors import AgentError, ApiError, NotFiniteError, RuntimeModelError, SampleError, UnavailableError
 from edge_agent.serving import Model, Serving
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 5
+_BROKEN = 20  # inferences in a row that fail in the interpreter: then the model gives way to the slot before
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
 DEFAULT_OUTPUTS = ("probabilities", "label")
@@ -63,6 +64,7 @@ class Api:
             push: queues a body for the source of a name.
         """
         self._serving, self._record = serving, record
+        self._failures: dict[str, int] = {}  # in a row, by model
         self._add_samples, self._forward, self._push = add_samples, forward, push
 
     def answer(self, method: str, target: str, body: bytes = b"", header_length: str | None = None) -> Answer:
@@ -161,7 +163,9 @@ class Api:
                 _check_version(model.ref, version)
                 outputs = self._outputs(model, x, request)
         except (UnavailableError, RuntimeModelError) as error:
+            self._note_failure(name, error)
             return self._elsewhere(name, body, header_length, error)
+        self._failures.pop(name, None)
         content, length = inference.encode_response(
             model=name,
             version=str(model.ref.version),
@@ -199,6 +203,16 @@ class Api:
                 case _:
                     made[name] = logits
         return made
+
+    def _note_failure(self, name: str, error: AgentError) -> None:
+        """Give up a model whose interpreter fails in a row; an output that is not finite may be the app's doing."""
+        if not isinstance(error, RuntimeModelError) or isinstance(error, NotFiniteError):
+            return
+        failures = self._failures.get(name, 0) + 1
+        self._failures[name] = failures % _BROKEN
+        ref = self._serving.ref(name)
+        if failures == _BROKEN and ref is not None:
+            self._serving.broken.put((ref, f"{failures} inferences in a row failed, the last: {error}"))
 
     def _elsewhere(self, name: str, body: bytes, header_length: str | None, error: Exception) -> Answer:
         if self._forward is None:

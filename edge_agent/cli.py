@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from edge_agent.commands import config, diagnostics, doctor, enrol, rollback, run, sources, status
+from edge_agent.commands import config, diagnostics, doctor, enrol, rollback, run, samples, sources, status
 from edge_agent.errors import AgentError
 
-_COMMANDS = (enrol, run, status, rollback, doctor, diagnostics, sources, config)
+_COMMANDS = (enrol, run, status, rollback, doctor, diagnostics, sources, samples, config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

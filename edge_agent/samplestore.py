@@ -14,6 +14,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,11 @@ class SampleStore:
                 found[segment.model] = found.get(segment.model, 0) + segment.samples
         return found
 
+    def size(self) -> int:
+        """Bytes of all segments."""
+        with self._lock:
+            return sum(segment.size for segment in self._segments.values())
+
     def not_before(self) -> float:
         """Samples that were added earlier than this have expired."""
         return self._clock() - self._keep_s
@@ -139,13 +145,8 @@ class SampleStore:
             return
         for path in found:
             if path.stem.isdigit():
-                segment = _Segment(path)
-                for header, _ in _headers(path):
-                    _, samples, at = header
-                    segment.samples += samples
-                    segment.first, segment.last = segment.first or at, at
-                segment.size = path.stat().st_size
-                self._segments[int(path.stem)] = segment
+                with suppress(OSError):  # one that cannot be read is in nobody's way
+                    self._segments[int(path.stem)] = _look_at(path)
 
     def _segment_for(self, model: str, size: int, now: float) -> int:
         number = self._open.get(model)
@@ -198,6 +199,15 @@ class SampleStore:
         self._segments, self._open, self._cipher = {}, {}, None
 
 
+def _look_at(path: Path) -> _Segment:
+    segment = _Segment(path, size=path.stat().st_size)
+    for header, _ in _headers(path):
+        _, samples, at = header
+        segment.samples += samples
+        segment.first, segment.last = segment.first or at, at
+    return segment
+
+
 def newest(
     folder: Path, model: str, *, input_shape: tuple[int, ...], limit: int, not_before: float
 ) -> tuple[Samples | None, int]:
@@ -216,13 +226,19 @@ def newest(
     xs: list[np.ndarray] = []
     ys: list[np.ndarray] = []
     damaged, room = 0, limit
-    key = read_key(folder)
+    try:
+        key = read_key(folder)
+    except OSError:
+        key = None
     if key is None:
         return None, 0
     opener = cipher(key)
     paths = [path for path in (folder / check_model(model)).glob("*.seg") if path.stem.isdigit()]
     for path in sorted(paths, reverse=True):
-        records = list(_headers(path))
+        try:
+            records = list(_headers(path))
+        except OSError:
+            damaged, records = damaged + 1, []
         for place in reversed(range(len(records))):
             (_, samples, at), offset = records[place]
             if room <= 0 or at < not_before:
@@ -240,14 +256,14 @@ def newest(
 def _unseal(opener: Any, path: Path, place: int, offset: int, samples: int) -> Samples | None:
     from cryptography.exceptions import InvalidTag
 
-    with path.open("rb") as file:
-        file.seek(offset)
-        header = file.read(_HEADER.size)
-        body = file.read(_HEADER.unpack(header)[0])
     try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            header = file.read(_HEADER.size)
+            body = file.read(_HEADER.unpack(header)[0])
         bound = _bound(path.parent.name, int(path.stem), place, header)
         arrays = tensors.load(opener.decrypt(body[:_NONCE_BYTES], body[_NONCE_BYTES:], bound))
-    except (InvalidTag, ContractError, ValueError):
+    except (InvalidTag, ContractError, ValueError, OSError, struct.error):
         return None
     x, y = arrays["x"], arrays["y"]
     return Samples(x, y) if len(x) == len(y) == samples else None
@@ -274,10 +290,14 @@ def _bound(model: str, number: int, place: int, header: bytes) -> bytes:
 
 
 def read_key(folder: Path) -> bytes | None:
-    """The key, or None where it is missing or damaged."""
+    """The key, or None where it is missing or damaged.
+
+    Raises:
+        OSError: it cannot be read now; that is no reason to give up what it opens.
+    """
     try:
         content = (folder / KEY).read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     key = content[:_KEY_BYTES]
     return key if len(key) == _KEY_BYTES and content[_KEY_BYTES:] == _check(key) else None

@@ -14,11 +14,13 @@ import pytest
 from coordinator import pki
 from edge_agent.api import Api
 from edge_agent.client import Client, ClientError
-from edge_agent.errors import UnavailableError
+from edge_agent.errors import RuntimeModelError, UnavailableError
 from edge_agent.fallback import Cloud
+from edge_agent.probation import Probations
 from edge_agent.serving import Serving
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_api import model, served
+from tests.fakes.agent_parts import Parts
 
 X, _ = agent_models.samples(3, seed=0)
 
@@ -189,3 +191,51 @@ def test_an_answer_without_end_is_cut_off(tmp_path: Path, cloud: CloudServing, m
     monkeypatch.setattr("edge_agent.fallback._ANSWER_BYTES", 10)
     with pytest.raises(UnavailableError, match="longer than 10 bytes"):
         Device(tmp_path, cloud).cloud.forward("thirds", json.dumps({"inputs": []}).encode(), None)
+
+
+def test_a_model_that_fails_gives_way_to_the_slot_before_then_to_the_cloud_then_to_a_503(
+    tmp_path: Path, cloud: CloudServing
+) -> None:
+    parts = Parts(tmp_path)
+    for version in (1, 2):
+        bundle = agent_bundles.make(version=version)
+        parts.sign(bundle)
+        parts.want(version, bundle)
+        parts.settle()
+    device = Device(tmp_path, cloud)
+    probations = Probations(
+        parts.config, state=parts.state, serving=parts.serving, switch=parts.switch, monotonic=lambda: parts.now
+    )
+    broken: Any = parts.serving.get("thirds")
+    broken._steps._run = broken._runtime.run = _fail
+    with (
+        served(tmp_path, parts.serving, forward=device.cloud.forward),
+        Client(socket=tmp_path / "api.sock", retries=0) as client,
+    ):
+        for count in range(25):
+            assert not probations.tick() or count >= 20
+            assert client.infer("thirds", X[:1]).served_by == ("cloud" if parts.served() == 2 else "device")
+        assert parts.served() == 1
+        assert (client.infer("thirds", X[:1]).version, parts.receipts()[-1].outcome) == ("1", "rolled-back")
+        parts.serving.swap("thirds", None)
+        assert client.infer("thirds", X[:1]).served_by == "cloud"
+        cloud.status = 500
+        with pytest.raises(ClientError) as refused:
+            client.infer("thirds", X[:1])
+        assert refused.value.status == 503
+    parts.state.close()
+
+
+def _fail(_values: np.ndarray) -> np.ndarray:
+    raise RuntimeModelError("LiteRT cannot run the model: the delegate is gone")
+
+
+def test_outputs_that_are_not_finite_may_be_an_apps_doing_and_take_no_model_away(tmp_path: Path) -> None:
+    serving = Serving()
+    serving.swap("thirds", one := model(agent_bundles.make()))
+    one._steps._run = one._runtime.run = lambda _values: np.full((1, 3), np.nan, np.float32)  # type: ignore[method-assign]
+    with served(tmp_path, serving), Client(socket=tmp_path / "api.sock", retries=0) as client:
+        for _ in range(30):
+            with pytest.raises(ClientError, match="not finite"):
+                client.infer("thirds", X[:1])
+    assert serving.broken.empty()

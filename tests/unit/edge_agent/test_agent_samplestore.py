@@ -181,6 +181,35 @@ def test_without_its_key_a_store_is_emptied_and_begins_again(store: Store, damag
     assert store.read() == ([2], 0)
 
 
+def test_what_cannot_be_read_now_is_passed_over_and_never_given_up(store: Store) -> None:
+    store.add(1)
+    store.start()
+    store.add(2)
+    first, _ = store.segments()
+    hidden = first.read_bytes()
+    first.unlink()
+    first.mkdir()  # a file that cannot be read, whoever we are
+    store.start()
+    assert store.store.counts() == {"thirds": 1}
+    assert store.read() == ([2], 1)
+    first.rmdir()
+    first.write_bytes(hidden)
+    key = store.folder / "key"
+    kept = key.read_bytes()
+    key.unlink()
+    key.mkdir()
+    store.start()
+    assert "samples cannot be kept" in store.events[-1]
+    with pytest.raises(OSError, match="Is a directory"):
+        store.add(3)
+    assert store.read() == ([], 0)
+    key.rmdir()
+    key.write_bytes(kept)
+    store.start()
+    store.add(4)
+    assert store.read() == ([4, 2, 1], 0)
+
+
 def test_a_quota_is_a_ring_over_all_models(tmp_path: Path) -> None:
     store = Store(tmp_path, quota_bytes=16_000)
     for label in range(300):
