@@ -25,6 +25,8 @@ from coordinator.signing import checks, keys, repository
 from coordinator.signing.checks import Chain
 from coordinator.signing.repository import BUNDLES, ONLINE_ROLES, PEOPLE, Holders
 
+_OPEN = 0o644  # nothing in the folder is secret, and others must read it
+
 Load = Callable[[str], Signer]  # name of a key to what signs with it
 
 
@@ -158,7 +160,7 @@ class Ceremony:
                 if keyid in owed and (not only or name in only):
                     content = repository.sign(content, load(name))
                     made.append((path.name, name))
-            write_private(path, content)
+            write_private(path, content, mode=_OPEN)
         return made
 
     def status(self) -> list[File]:
@@ -196,12 +198,12 @@ class Ceremony:
 
     def introduce(self, name: str, key: Key) -> None:
         """Keep a public key, so that people see its name; one that follows another of that name gets a number."""
-        self._public.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._public.mkdir(parents=True, exist_ok=True)
         path, number = self._public / f"{name}.pub", 1
         while path.exists() and keys.public(path).keyid != key.keyid:
             number += 1
             path = self._public / f"{name}-{number}.pub"
-        keys.write_public(path, key)
+        keys.write_public(path, key, mode=_OPEN)
 
     # publishing
 
@@ -221,7 +223,7 @@ class Ceremony:
 
     def settle(self, names: Sequence[str]) -> None:
         """These files are published."""
-        self._published.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._published.mkdir(parents=True, exist_ok=True)
         for name in names:
             if (self._staged / name).exists():
                 shutil.move(self._staged / name, self._published / name)
@@ -277,8 +279,8 @@ class Ceremony:
 
     def _stage(self, role: str, content: bytes) -> str:
         version, _ = repository.version_and_expiry(content)
-        self._staged.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(self._staged / f"{version}.{role}.json", content)
+        self._staged.mkdir(parents=True, exist_ok=True)
+        write_private(self._staged / f"{version}.{role}.json", content, mode=_OPEN)
         return f"{version}.{role}.json"
 
     def _path(self, role: str, version: int) -> Path | None:

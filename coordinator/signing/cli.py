@@ -17,7 +17,8 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Option("--folder", help="The ceremony's folder; nothing in it is secret.")]
 FOLDER = Path("ceremony")
-Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of private keys; default: FOLDER/keys.")]
+Keys = Annotated[Path, typer.Option("--keys", help="Folder of private keys, which stays at home.")]
+KEYS = Path("keys")
 Days = Annotated[int, typer.Option(min=1, max=3650, help="Days until the new metadata expires.")]
 Encrypt = Annotated[bool, typer.Option("--encrypt", help="Encrypt new keys with a passphrase.")]
 Secret = Annotated[
@@ -35,7 +36,7 @@ SignerState = Annotated[Path, typer.Option("--signer-state", help="The signer's 
 @app.command()
 def new(
     name: str,
-    keys: Annotated[Path, typer.Option("--keys", help="Folder to keep it in.")] = Path("keys"),
+    keys: Keys = KEYS,
     encrypt: Encrypt = False,
     passphrase_file: Secret = None,
     pkcs11: Annotated[
@@ -99,7 +100,7 @@ def init(
         list[str], typer.Option(help="ROLE=FILE, twice: the coordinator's snapshot.pub and timestamp.pub.")
     ],
     folder: Folder = FOLDER,
-    keys: Keys = None,
+    keys: Keys = KEYS,
     root_key: Annotated[list[Path], typer.Option(help="Public key of a root holder; may be given often.")] = [],  # noqa: B006 - typer
     targets_key: Annotated[list[Path], typer.Option(help="Public key of a targets holder.")] = [],  # noqa: B006 - typer
     bundles_key: Annotated[Path | None, typer.Option(help="Public key of the signer; default: made here.")] = None,
@@ -120,9 +121,15 @@ def init(
     from coordinator.signing.ceremony import Ceremony
     from coordinator.signing.repository import BUNDLES, Holders
 
-    ceremony, mine, ask = Ceremony(folder), keys or folder / "keys", console.ask_with(passphrase_file)
+    ceremony, mine, ask = Ceremony(folder), keys, console.ask_with(passphrase_file)
     if ceremony.begun:
         raise typer.BadParameter(f"{folder} has begun; use `fieldfare keys rotate` to change it")
+    for role, count, needed in (
+        ("root", len(root_key) or root_keys, root_threshold),
+        ("targets", len(targets_key) or targets_keys, targets_threshold),
+    ):
+        if needed > count:  # said before a key is made
+            raise typer.BadParameter(f"{role}: {needed} of {count} keys must sign; lower --{role}-threshold")
     make = console.maker(mine, ask, encrypt=encrypt)
     root = console.read_public(root_key) or make("root", root_keys)
     targets = console.read_public(targets_key) or make("targets", targets_keys)
@@ -144,7 +151,7 @@ def init(
 def rotate(
     role: Annotated[str, typer.Argument(help="root, targets, bundles, snapshot or timestamp")],
     folder: Folder = FOLDER,
-    keys: Keys = None,
+    keys: Keys = KEYS,
     add: Annotated[list[Path], typer.Option(help="Public key of a holder who comes.")] = [],  # noqa: B006 - typer
     remove: Annotated[list[str], typer.Option(help="Name or key id of a holder who goes.")] = [],  # noqa: B006 - typer
     threshold: Annotated[int, typer.Option(help="Holders who must sign; 0: as before.", min=0)] = 0,
@@ -177,14 +184,14 @@ def rotate(
     holders = Holders([*staying, *coming.values()], threshold or before.threshold)
     changed = holders if add or remove or threshold else None
     ceremony.rotate(role, changed, time.time(), days=days)
-    console.sign_all(ceremony, keys or folder / "keys", ask)
+    console.sign_all(ceremony, keys, ask)
     console.show(ceremony, as_json=as_json)
 
 
 @app.command()
 def sign(
     folder: Folder = FOLDER,
-    keys: Keys = None,
+    keys: Keys = KEYS,
     key: Annotated[list[str], typer.Option(help="Only with this key; may be given often.")] = [],  # noqa: B006 - typer
     passphrase_file: Secret = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -203,7 +210,7 @@ def sign(
             typer.echo(f"  {what}: {value}", err=True)
     if not yes:
         typer.confirm("Sign this?", abort=True, err=True)
-    console.sign_all(ceremony, keys or folder / "keys", console.ask_with(passphrase_file), only=key)
+    console.sign_all(ceremony, keys, console.ask_with(passphrase_file), only=key)
     console.show(ceremony, as_json=as_json)
 
 

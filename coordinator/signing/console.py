@@ -59,7 +59,10 @@ def read_public(paths: Sequence[Path]) -> "dict[str, Key]":
     """Public keys from files, by name."""
     from coordinator.signing import keys
 
-    return {path.stem: keys.public(path) for path in paths}
+    found = {path.stem: keys.public(path) for path in paths}
+    if len(found) != len(paths):
+        raise typer.BadParameter("two public keys have one file name; the name is the holder's: rename one")
+    return found
 
 
 def read_online(options: Sequence[str]) -> "dict[str, Key]":

@@ -96,10 +96,10 @@ def _private(public_file: Path) -> Path:
     return reference if reference.exists() else public_file.with_suffix(".pem")
 
 
-def write_public(path: Path, key: Key) -> None:
+def write_public(path: Path, key: Key, *, mode: int = 0o600) -> None:
     """Write the public half of a key as JSON."""
     described = {"keyid": key.keyid, **key.to_dict()}
-    write_private(path, msgspec.json.format(msgspec.json.encode(described)) + b"\n")
+    write_private(path, msgspec.json.format(msgspec.json.encode(described)) + b"\n", mode=mode)
 
 
 def public(path: Path) -> Key:

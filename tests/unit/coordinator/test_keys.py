@@ -355,7 +355,7 @@ def test_encrypted_keys_need_their_passphrase(site: Production, monkeypatch: pyt
 def test_no_offline_key_is_made_inside_a_coordinator_of_production(site: Production) -> None:
     for command in (
         ["new", "alice", "--keys", site.state / "keys"],
-        ["init", "--folder", site.state / "ceremony", *site.online()],
+        ["init", "--folder", site.stick, "--keys", site.state / "keys", *site.online()],
     ):
         refused = site.run(*command, fails=True)
         assert isinstance(refused.exception, SetupError)
@@ -505,13 +505,16 @@ def test_the_bundles_metadata_is_renewed_long_before_it_expires(site: Production
 
 def test_a_threshold_that_cannot_be_met_or_a_key_that_counts_twice_is_refused(site: Production) -> None:
     site.person("alice")
-    twice = ["--root-key", site.public("alice"), "--root-key", site.public("alice")]
-    assert "1 keys must sign" in str(
-        site.run("init", "--folder", site.stick, *twice, *site.online(), fails=True).exception
-    )
+    mine = ["--keys", site.root / "mine"]
+    one = ["--root-key", site.public("alice"), *mine]
+    site.run("init", "--folder", site.stick, *one, *site.online(), fails=True)
+    assert not (site.root / "mine").exists()
+    twice = ["--root-key", site.public("alice"), "--root-key", site.public("alice"), *mine]
+    done = site.run("init", "--folder", site.stick, *twice, *site.online(), fails=True)
+    assert "two public keys have one file name" in " ".join(done.output.replace("│", " ").split())
     copy = site.root / "alice" / "eve.pub"
     shutil.copy(site.public("alice"), copy)
-    twice = ["--root-key", site.public("alice"), "--root-key", copy]
+    twice = ["--root-key", site.public("alice"), "--root-key", copy, "--keys", site.root / "others"]
     assert "named twice" in str(
         site.run("init", "--folder", site.root / "s2", *twice, *site.online(), fails=True).exception
     )
@@ -519,7 +522,17 @@ def test_a_threshold_that_cannot_be_met_or_a_key_that_counts_twice_is_refused(si
 
 def test_what_is_no_public_key_is_named(site: Production, tmp_path: Path) -> None:
     (tmp_path / "x.pub").write_text("{}")
-    done = site.run("init", "--folder", site.stick, "--root-key", tmp_path / "x.pub", *site.online(), fails=True)
+    done = site.run(
+        "init",
+        "--folder",
+        site.stick,
+        "--root-key",
+        tmp_path / "x.pub",
+        "--root-threshold",
+        1,
+        *site.online(),
+        fails=True,
+    )
     assert "x.pub: no readable public key" in str(done.exception)
 
 

@@ -1,10 +1,11 @@
 """The child that asks python-tuf: what it vouches for, and what it says where it cannot."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from edge_agent import signing, trust
+from edge_agent import RELEASED, signing, trust
 from edge_agent.errors import ConfigError, TrustError, UnavailableError
 from tests.fakes.agent_repository import Repository
 
@@ -107,6 +108,10 @@ def test_whatever_happens_to_a_file_of_kept_metadata_it_is_fetched_anew(
     (tmp_path / "metadata" / "tmpkilled").write_bytes(b"half")
     _lookup(repository, tmp_path)
     assert not (tmp_path / "metadata" / "tmpkilled").exists()
+
+
+def test_no_agent_is_from_the_future() -> None:
+    assert time.time() >= RELEASED
 
 
 def test_a_key_that_cannot_sign_gets_a_sentence(tmp_path: Path) -> None:
