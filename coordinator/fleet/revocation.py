@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FRESH_S = 86400.0  # the list is made anew so often, long before it expires
 BATCH = 200  # devices in one message to the broker, which takes no larger ones than any other
+RETRY_S = 5.0  # after a list that could not be given to the broker
 PAUSE_S = 1.0  # between two times that the broker is told of the same devices
 
 
@@ -49,22 +50,23 @@ class Revocation:
         self._publish = publish
         self._kick = kick
         self._listed: frozenset[int] | None = None  # None: this process has written no list yet
-        self._fresh_until = 0.0
-        self._next_kick = 0.0
+        self._written_at = self._tried_at = self._kicked_at = 0.0
 
     def tick(self, now: float) -> None:
         """Write the list where it has changed or grown old, and have the broker cut off who was revoked."""
         with self._engine.begin() as connection:
             revoked = certificates.revoked(connection, now)
             waiting = list(connection.execute(select(devices.c.name).where(devices.c.kicks_left > 0)).scalars())
-        due = bool(waiting) and now >= self._next_kick
-        if due or frozenset(revoked) != self._listed or now >= self._fresh_until:
-            lasts = timedelta(days=self._config.crl_days)
-            self._publish(self._authority.crl(revoked, lasts=lasts, now=datetime.fromtimestamp(now, UTC)))
-            self._listed = frozenset(revoked)
-            self._fresh_until = now + min(FRESH_S, lasts.total_seconds() / 3)
+        due = bool(waiting) and _passed(PAUSE_S, self._kicked_at, now)
+        lasts = timedelta(days=self._config.crl_days)
+        old = _passed(min(FRESH_S, lasts.total_seconds() / 3), self._written_at, now)
+        if not (due or old or frozenset(revoked) != self._listed) or not _passed(RETRY_S, self._tried_at, now):
+            return
+        self._tried_at = now
+        self._publish(self._authority.crl(revoked, lasts=lasts, now=datetime.fromtimestamp(now, UTC)))
+        self._listed, self._written_at, self._tried_at = frozenset(revoked), now, 0.0
         if due:
-            self._next_kick = now + PAUSE_S
+            self._kicked_at = now
             for first in range(0, len(waiting), BATCH):
                 self._cut_off(waiting[first : first + BATCH])
 
@@ -75,3 +77,8 @@ class Revocation:
             told = devices.c.name.in_(names) & (devices.c.kicks_left > 0)
             connection.execute(update(devices).where(told).values(kicks_left=devices.c.kicks_left - 1))
         logger.info("the broker was told to cut off %s", ", ".join(names))
+
+
+def _passed(seconds: float, since: float, now: float) -> bool:
+    """Whether so much time has passed; a clock that was set back does not make anything wait."""
+    return not since <= now < since + seconds
