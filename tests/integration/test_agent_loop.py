@@ -125,6 +125,24 @@ def test_a_bundle_that_must_not_serve_is_refused_with_a_reason_and_the_old_slot_
     assert read(agent.folder.root).models[last.model].bundle == last
 
 
+def test_two_models_come_serve_and_go_each_for_itself(coordinator: Coordinator, agent: AgentProcess) -> None:
+    first = activate(coordinator, agent, agent_bundles.make())
+    agent.feed("000", *agent_models.samples(50, seed=0))
+    agent.wait(lambda: coordinator.samples() == 50)
+    second = activate(coordinator, agent, agent_bundles.make(model="fourths"))
+    agent.wait(lambda: coordinator.hellos[-1].bundles == [second, first])
+    agent.feed("001", *agent_models.samples(50, seed=1))  # nobody says whose input this is
+    coordinator.remove(agent.device, first.model)
+    agent.wait(lambda: coordinator.hellos[-1].bundles == [second])
+    agent.wait(lambda: coordinator.samples() == 100)  # only one is left
+    assert [window.bundle_sha256 for window in coordinator.bodies(messages.ProfileWindow)] == [
+        first.sha256,
+        second.sha256,
+    ]
+    assert not (agent.folder.slots / first.model).exists()
+    assert list(read(agent.folder.root).models) == [second.model]
+
+
 def test_metadata_signed_with_the_wrong_key_is_refused(coordinator: Coordinator, agent: AgentProcess) -> None:
     activate(coordinator, agent, agent_bundles.make())
     thief = agent_bundles.make(version=2)

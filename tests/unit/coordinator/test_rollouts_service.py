@@ -154,6 +154,42 @@ def test_a_paused_rollout_offers_nothing_and_goes_on(site: Site) -> None:
         site.rollouts.resume(site.rollouts.abort(rollout.id).id)
 
 
+def test_rollouts_of_two_models_are_open_on_one_device_and_end_each_for_itself(site: Site) -> None:
+    digits, sounds = signed(site), signed(site, model="sounds")
+    first = site.rollouts.start(digits.sha256, cohort="name=meter-1")
+    second = site.rollouts.start(sounds.sha256, cohort="name=meter-1")
+    assert desired(site, "meter-1") == Desired(
+        revision=2,
+        models={
+            "digits": Wanted(revision=1, rollout=first.id, bundle=digits),
+            "sounds": Wanted(revision=2, rollout=second.id, bundle=sounds),
+        },
+    )
+    site.answer("meter-1", digits, outcome="refused", rollout=first.id)
+    assert (site.rollouts.get(first.id).state, site.rollouts.get(second.id).state) == ("failed", "rolling")
+    found = desired(site, "meter-1")
+    assert found is not None
+    assert (found.revision, found.models["digits"].bundle, found.models["sounds"].revision) == (3, None, 2)
+    site.answer("meter-1", sounds, rollout=second.id)
+    assert site.rollouts.get(second.id).state == "done"
+
+
+def test_a_device_that_cannot_be_told_of_one_more_model_fails_in_its_rollout(site: Site) -> None:
+    with site.engine.begin() as connection:
+        for number in range(100):
+            ref = BundleRef(model=f"m{number}", version=1, variant="v", target="t" * 200, sha256="0" * 64)
+            try:
+                site.fleet.set_desired(connection, "meter-1", f"m{number}", "r" * 32, ref)
+            except ConflictError:
+                break
+    assert 30 < number < 60
+    rollout = site.rollouts.start(signed(site).sha256, cohort="name=meter-1")
+    site.rollouts.tick(site.now)
+    rollout = site.rollouts.get(rollout.id)
+    assert rollout.state == "failed"
+    assert "more than one device can be told of" in rollout.devices[0].reason
+
+
 def test_a_wave_that_waits_for_health_goes_on_when_the_canary_passed_its_probation(site: Site) -> None:
     ref = signed(site)
     rollout = site.rollouts.start(ref.sha256, health_timeout_s=600)

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from contract.messages import (
 from edge_agent import config, daemon, events, signing
 from edge_agent import folder as folders
 from edge_agent.config import Config, Folder
+from edge_agent.errors import ConfigError
 from edge_agent.session import Disconnected, Message
 from tests.fakes import agent_folder
 
@@ -203,3 +205,32 @@ def test_a_child_runs_no_code_from_the_folder_that_the_agent_was_started_in(
     (tmp_path / "edge_agent" / "__init__.py").write_text("raise SystemExit('stolen')")
     monkeypatch.chdir(tmp_path)
     signatures.verify(folder.certificate.read_bytes(), b"payload", signing.sign(folder.key, b"payload"))
+
+
+def test_damage_that_shows_while_the_agent_runs_ends_it_with_a_sentence_for_the_next_start(
+    agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick() -> bool:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    monkeypatch.setattr(agent._monitor, "tick", tick)
+    with pytest.raises(ConfigError, match="damaged while it ran: database disk image is malformed; start it again"):
+        agent.run()
+
+
+def test_a_full_disk_does_not_end_the_agent(agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = []
+
+    def tick() -> bool:
+        failures.append(None)
+        if len(failures) > 2:
+            agent.stop()
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(agent._monitor, "tick", tick)
+    agent.run()
+    assert len(failures) == 3
