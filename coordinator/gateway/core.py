@@ -38,16 +38,22 @@ from coordinator.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+_ACK_S = 300.0  # later the report has come again, and so has its Ack
 Handler = Callable[[Connection, str, Any, float], None]
 
 
 class Outgoing(NamedTuple):
-    """A message to publish. Blocks go at QoS 0, so that no broker keeps them for a device that is away."""
+    """A message to publish. Blocks go at QoS 0, so that no broker keeps them for a device that is away.
+
+    Attributes:
+        expires_at: seconds since the epoch, after which an MQTT 5 broker need not deliver it; None is never.
+    """
 
     topic: str
     payload: bytes
     retain: bool = False
     qos: int = 1
+    expires_at: float | None = None
 
 
 class Instructions(Protocol):
@@ -211,7 +217,8 @@ class Core:
         if not 0 < len(report.outbox) <= 64 or not 0 <= report.seq < 2**31:
             raise _Dropped("malformed", "no name for an outbox, or no sequence number")
         handler = self._handlers.get(type(report.body))
-        ack = Outgoing(topics.down(device, "ack"), codec.encode(Ack(outbox=report.outbox, seqs=[report.seq])))
+        acknowledged = codec.encode(Ack(outbox=report.outbox, seqs=[report.seq]))
+        ack = Outgoing(topics.down(device, "ack"), acknowledged, expires_at=now + _ACK_S)
         try:
             with self._engine.begin() as connection:
                 new = self._fleet.receive(connection, device, report.outbox, report.seq, now=now, dropped="")
@@ -292,7 +299,7 @@ def _parse(topic: str, payload: bytes) -> tuple[str, str, Any]:
 
 
 def _command(device: str, command: Command) -> Outgoing:
-    return Outgoing(topics.down(device, "command"), codec.encode(command))
+    return Outgoing(topics.down(device, "command"), codec.encode(command), expires_at=command.expires_at)
 
 
 def _delta(device: str, reply: DeltaReply) -> Outgoing:
@@ -300,4 +307,4 @@ def _delta(device: str, reply: DeltaReply) -> Outgoing:
 
 
 def _instruction(device: str, instruction: Instruction) -> Outgoing:
-    return Outgoing(topics.down(device, "round"), codec.encode(instruction))
+    return Outgoing(topics.down(device, "round"), codec.encode(instruction), expires_at=instruction.expires_at)

@@ -10,6 +10,8 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from contract import topics
 from coordinator.broker import revoked
@@ -25,6 +27,8 @@ from coordinator.storage import Storage
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 30
+SESSION_S = 7 * 86400  # how long an MQTT 5 broker remembers us
+UNSUPPORTED_PROTOCOL = 0x84
 RECONNECT_S = (1, 5)  # shortest and longest pause between two attempts
 ACK_TIMEOUT_S = 10.0  # how long a tick waits for the broker
 
@@ -64,7 +68,10 @@ class Gateway:
         self._connected = threading.Event()
         self._fresh = threading.Event()  # connected since the last tick
         self._lost = False  # and once since then the broker did not remember us
-        self._client = self._make_client(state / "pki")
+        self._pki = state / "pki"
+        self._speaks_5 = config.broker != "embedded"  # until an external broker says that it does not
+        self._refused_5 = threading.Event()
+        self._client = self._make_client()
 
     @property
     def counters(self) -> Counters:
@@ -82,8 +89,13 @@ class Gateway:
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
-        host = self._config.broker_host or self._config.host
-        self._client.connect_async(host, self._config.broker_port, KEEPALIVE_S)
+        where = self._config.broker_host or self._config.host, self._config.broker_port, KEEPALIVE_S
+        if self._speaks_5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+            properties.SessionExpiryInterval = SESSION_S
+            self._client.connect_async(*where, clean_start=False, properties=properties)
+        else:
+            self._client.connect_async(*where)
         self._client.loop_start()
 
     def stop(self) -> None:
@@ -120,7 +132,13 @@ class Gateway:
         return self.connected and self._publish([Outgoing(revoked.CONTROL, revoked.kick_command(devices))])
 
     def _revive(self) -> None:
-        """Start paho's network thread again if it died; paho would not, nor say so."""
+        """Start paho's network thread again if it died; paho would not, nor say so. Or speak 3.1.1 from now on."""
+        if self._refused_5.is_set():
+            self._refused_5.clear()
+            self._client.loop_stop()
+            self._speaks_5 = False
+            self._client = self._make_client()
+            self.start()
         thread = self._client._thread  # noqa: SLF001 - there is no public word for it
         if thread is not None and not thread.is_alive():
             logger.error("the MQTT thread died and starts again")
@@ -130,7 +148,7 @@ class Gateway:
 
     def _publish(self, messages: Iterable[Outgoing]) -> bool:
         """Publish; whether the broker has acknowledged all of them, or at QoS 0 the socket has taken them."""
-        infos = [self._client.publish(m.topic, m.payload, qos=m.qos, retain=m.retain) for m in messages]
+        infos = [self._send(message) for message in messages]
         deadline = time.monotonic() + ACK_TIMEOUT_S
         for info in infos:
             if info.rc != mqtt.MQTT_ERR_SUCCESS:
@@ -140,12 +158,22 @@ class Gateway:
                 return False
         return True
 
-    def _make_client(self, pki: Path) -> mqtt.Client:
+    def _send(self, message: Outgoing) -> mqtt.MQTTMessageInfo:
+        properties = None
+        if self._speaks_5 and message.expires_at is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # as above
+            properties.MessageExpiryInterval = min(max(1, int(message.expires_at - self._clock())), 2**32 - 1)
+        return self._client.publish(
+            message.topic, message.payload, qos=message.qos, retain=message.retain, properties=properties
+        )
+
+    def _make_client(self) -> mqtt.Client:
+        pki = self._pki
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=topics.COORDINATOR,
-            clean_session=False,
-            protocol=mqtt.MQTTv311,
+            clean_session=None if self._speaks_5 else False,
+            protocol=mqtt.MQTTv5 if self._speaks_5 else mqtt.MQTTv311,
         )
         # An exception in a callback would end paho's thread without a word; ours are caught where they happen.
         client.suppress_exceptions = True
@@ -167,6 +195,10 @@ class Gateway:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:
+            if code.value == UNSUPPORTED_PROTOCOL and self._speaks_5:
+                logger.info("the broker does not speak MQTT 5; trying 3.1.1")
+                self._refused_5.set()
+                return
             logger.error("the broker refused the coordinator: %s", code)
             return
         client.subscribe(topics.all_up(), qos=1)
@@ -179,10 +211,18 @@ class Gateway:
         self._connected.clear()
         logger.log(logging.WARNING if code.is_failure else logging.INFO, "the connection to the broker ended: %s", code)
 
-    def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        trace = _trace(message)
+        logger.debug("a message on %.160s, trace %s", message.topic, trace)
         try:
             for answer in self._core.receive(message.topic, bytes(message.payload), self._clock()):
-                client.publish(answer.topic, answer.payload, qos=answer.qos, retain=answer.retain)
+                self._send(answer)
         except Exception:
             # Nothing was committed and nothing is acknowledged: the agent sends the report again.
-            logger.exception("a message on %.160s could not be handled", message.topic)
+            logger.exception("a message on %.160s, trace %s, could not be handled", message.topic, trace)
+
+
+def _trace(message: mqtt.MQTTMessage) -> str:
+    """The name that an MQTT 5 device gave its message, so that it is found in the logs of both; `-` for none."""
+    pairs = getattr(message.properties, "UserProperty", [])
+    return next((str(value)[:80] for key, value in pairs if key == "trace"), "-")

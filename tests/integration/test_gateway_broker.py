@@ -1,15 +1,17 @@
 """The gateway over real brokers: reports count once, desired states wait for devices, restarts lose nothing."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from contract import codec, limits, topics
-from contract.messages import Ack, BlockRequest, Desired, Report, RoundReply
+from contract.messages import Ack, BlobRef, BlockRequest, Desired, Instruction, Report, RoundReply
 from coordinator.deltas.service import Deltas
 from coordinator.gateway.service import Gateway
 from coordinator.loops import Loop
@@ -175,3 +177,72 @@ def test_a_network_thread_that_died_is_started_again(
         assert eventually(lambda: thread is not None and not thread.is_alive())
     client.publish(topics.up("meter-6", "report"), report(1))
     assert eventually(lambda: whole.seen == [("meter-6", 1)], 20)
+
+
+def instruction(id: str, expires_at: float) -> Instruction:  # noqa: A002 its name
+    weights = BlobRef("1" * 64, 3)
+    return Instruction(
+        id=id, run="r", round=1, kind="train", bundle_sha256="0" * 64, weights=weights, expires_at=expires_at
+    )
+
+
+@pytest.mark.mosquitto
+def test_an_instruction_that_expired_while_a_device_was_away_is_not_delivered(tmp_path: Path) -> None:
+    whole = Whole(tmp_path, "mosquitto")
+    try:
+        whole.device("meter-7").stop()  # its session stays
+        soon, late = time.time() + 2.0, time.time() + 600.0
+        whole.instructions.waiting = [("meter-7", instruction("a", soon)), ("meter-7", instruction("b", late))]
+        assert eventually(lambda: whole.instructions.carried == ["a", "b"])
+        assert eventually(lambda: time.time() > soon + 1.5, 30)
+        client = whole.device("meter-7")
+        assert eventually(lambda: client.messages)
+        assert [codec.decode(payload, Instruction).id for payload in client.payloads()] == ["b"]
+        client.stop()
+    finally:
+        whole.stop()
+        whole.site.close()
+        whole.broker.stop()
+
+
+def test_an_external_broker_that_does_not_speak_mqtt_5_is_spoken_to_in_3_1_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Whole.broker_config
+    monkeypatch.setattr(Whole, "broker_config", lambda whole: msgspec.structs.replace(config(whole), broker="external"))
+    caplog.set_level(logging.INFO, "coordinator")
+    whole = Whole(tmp_path, "embedded")
+    try:
+        assert "does not speak MQTT 5" in caplog.text
+        client = whole.device("meter-8")
+        client.publish(topics.up("meter-8", "report"), report(1))
+        assert eventually(lambda: whole.seen == [("meter-8", 1)])
+        client.stop()
+    finally:
+        whole.stop()
+        whole.site.close()
+        whole.broker.stop()
+
+
+@pytest.mark.mosquitto
+def test_the_trace_of_a_message_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from edge_agent.session import Connected, Session
+
+    caplog.set_level(logging.DEBUG, "coordinator.gateway")
+    whole = Whole(tmp_path, "mosquitto")
+    whole.site.enrol("meter-9")
+    session = Session(
+        "meter-9", host="127.0.0.1", port=whole.broker.port, tls=lambda: whole.broker.tls("meter-9"), boot="b"
+    )
+    session.start()
+    try:
+        assert isinstance(session.inbox.get(timeout=20), Connected)
+        body = RoundReply(instruction="i", error="", examples=5, metrics={}, weights=None, counts=None)
+        assert session.send(Report(outbox="abcdefghijkl", seq=5, body=body))
+        assert eventually(lambda: whole.seen == [("meter-9", 5)])
+        assert "trace abcdefgh-5" in caplog.text
+    finally:
+        session.close()
+        whole.stop()
+        whole.site.close()
+        whole.broker.stop()

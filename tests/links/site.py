@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 
 from contract.messages import Alert, BundleRef, Hello, ProfileWindow, SignedReceipt, UploadBlock
 from coordinator import config as coordinator_config
+from coordinator.deltas.service import Deltas
 from coordinator.fleet.tables import received
 from coordinator.gateway.service import Gateway
 from coordinator.loops import Loop
@@ -24,7 +25,7 @@ from edge_agent.reconnect import Backoff
 from edge_agent.state import State
 from tests.fakes import agent_models
 from tests.fakes.broker_process import BrokerProcess, eventually
-from tests.fakes.fleet_site import Instructions, Site
+from tests.fakes.fleet_site import Instructions, NoCommands, Site
 from tests.links.relay import Relay
 
 DEVICE = "meter-1"
@@ -66,6 +67,8 @@ class Cloud:
             signing=site.signing,
             handlers=handlers,
             instructions=Instructions(),
+            commands=NoCommands(),
+            deltas=Deltas(site.storage, site.signing),
         )
         self.gateway.start()
         self._loop = Loop("gateway", self.gateway.tick, every_s=0.02)
