@@ -106,6 +106,7 @@ class ApiServer:
     def _accept(self, listeners: list[socket.socket], woken: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
             for ready in (*listeners, woken):
+                ready.setblocking(False)
                 selector.register(ready, selectors.EVENT_READ)
             while not self.stopping:
                 for key, _ in selector.select():
@@ -115,7 +116,9 @@ class ApiServer:
     def _welcome(self, listener: socket.socket) -> None:
         try:
             connection, address = listener.accept()
-        except OSError as error:  # out of file descriptors, or gone again
+        except BlockingIOError:  # who knocked is gone again
+            return
+        except OSError as error:  # out of file descriptors
             _LOG.warning("local API: %s", error)
             time.sleep(0.1)
             return
@@ -127,12 +130,18 @@ class ApiServer:
             )
             if not full:
                 self._connections[connection] = app
-        if full:
-            _turn_away(connection)
-            return
-        thread = threading.Thread(target=self._converse, args=(connection, app), name="api", daemon=True)
-        self._threads.add(thread)
-        thread.start()
+        thread = threading.Thread(target=self._converse, args=(connection, app), name="app", daemon=True)
+        try:
+            if not full:
+                self._threads.add(thread)
+                thread.start()
+                return
+        except RuntimeError as error:  # the machine gives no more threads
+            _LOG.warning("local API: %s", error)
+            with self._lock:
+                del self._connections[connection]
+                self._threads.discard(thread)
+        _turn_away(connection)
 
     def _converse(self, connection: socket.socket, app: str) -> None:
         try:

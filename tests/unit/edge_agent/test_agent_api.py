@@ -223,6 +223,21 @@ def test_one_app_cannot_take_all_connections(tmp_path: Path, serving: Serving, m
             client.close()
 
 
+def test_a_machine_that_gives_no_more_threads_turns_apps_away_and_serves_them_later(
+    tmp_path: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with served(tmp_path, serving) as server, Client(socket=tmp_path / "api.sock", retries=0) as client:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(api_server.threading.Thread, "start", start)
+            with pytest.raises(ClientError, match="too many connections"):
+                client.models()
+        assert client.models()
+        assert eventually(lambda: len(server._connections) == 1, 30)
+
+
 def test_a_web_page_in_a_browser_on_the_device_is_refused_and_a_program_is_not(
     tmp_path: Path, serving: Serving
 ) -> None:
