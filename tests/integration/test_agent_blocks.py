@@ -40,7 +40,7 @@ class Device:
     """A session and a transfer in this process."""
 
     def __init__(self, broker: BrokerProcess, staging: Path) -> None:
-        self.session = Session("meter-1", host="127.0.0.1", port=broker.port, tls=broker.tls("meter-1"), boot="b")
+        self.session = Session("meter-1", host="127.0.0.1", port=broker.port, tls=lambda: broker.tls("meter-1"), boot="b")
         self.stopping = threading.Event()
         self.transfer = Transfer(self.session, retry_s=2.0, stopping=self.stopping)
         self.pull = Artifacts(staging, self.transfer.fill).pull
@@ -59,11 +59,14 @@ class Device:
                     self.transfer.accept_block(parsed.sha256, parsed.block, event.payload)
 
     def lose_power(self) -> None:
-        connection = self.session._client.socket()
-        assert isinstance(connection, socket.socket)
-        connection.shutdown(socket.SHUT_RDWR)
-        self.session._client.loop_stop()
-        self.session._client._sock_close()
+        connection = self.session._connection
+        assert connection is not None
+        self.session._closing.set()
+        open_socket = connection._client.socket()
+        assert isinstance(open_socket, socket.socket)
+        open_socket.shutdown(socket.SHUT_RDWR)
+        assert self.session._thread is not None
+        self.session._thread.join(10)
         self.stopping.set()
         self._listener.join()
 
