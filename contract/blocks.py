@@ -34,6 +34,25 @@ def list_digest(data: bytes) -> str | None:
     return hashlib.sha256(digests(data)).hexdigest() if count(len(data)) > 1 else None
 
 
+def inline(listed: bytes) -> str:
+    """A short list as text, which may travel in place of its digest and spares its reader a round trip."""
+    return listed.hex()
+
+
+def inlined(text: str, size: int) -> bytes | None:
+    """The list of an artifact of `size` bytes, if the text is one and no digest of one.
+
+    Raises:
+        MalformedError: no hexadecimal digits.
+    """
+    if count(size) < 2 or len(text) != 2 * DIGEST_BYTES * count(size):
+        return None
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise MalformedError("a list of blocks that is not hexadecimal") from error
+
+
 def check(listed: bytes, size: int) -> bytes:
     """Return a list if it names every block of an artifact of `size` bytes.
 

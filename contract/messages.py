@@ -28,7 +28,7 @@ class BlobRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """A content-addressed piece of data: SHA-256 in lower-case hex, and bytes.
 
     Attributes:
-        blocks: digest of its list of blocks (`contract.blocks`); empty where nobody said.
+        blocks: digest of its list of blocks (`contract.blocks`), or a short list itself; empty where nobody said.
     """
 
     sha256: str

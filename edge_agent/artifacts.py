@@ -66,7 +66,7 @@ class Artifacts:
         if digest != blob.sha256:
             self._forget(blob)
             raise RefusedError(f"the artifact's SHA-256 is {digest[:12]}..., the signed one is {blob.sha256[:12]}...")
-        self._path(blob.blocks or blob.sha256, "blocks").unlink(missing_ok=True)
+        self._path(blob.sha256, "blocks").unlink(missing_ok=True)
         return path
 
     def begun(self, blob: BlobRef) -> bool:
@@ -103,9 +103,12 @@ class Artifacts:
             return bytes.fromhex(blob.sha256) if blob.size else b""
         if not blob.blocks:
             return b""
+        inlined = blocks.inlined(blob.blocks, blob.size)
+        if inlined is not None:
+            return inlined
         size = blocks.DIGEST_BYTES * blocks.count(blob.size)
         part = PartFile(
-            self._path(blob.blocks, "blocks"),
+            self._path(blob.sha256, "blocks"),
             BlobRef(blob.blocks, size),
             bytes.fromhex(topics.check_sha256(blob.blocks)),
         )
@@ -119,7 +122,7 @@ class Artifacts:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {part.left} bytes are to come, {free} are free")
 
     def _forget(self, blob: BlobRef) -> None:
-        for path in (self._path(blob.sha256), self._path(blob.blocks or blob.sha256, "blocks")):
+        for path in (self._path(blob.sha256), self._path(blob.sha256, "blocks")):
             with suppress(OSError):
                 path.unlink()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contract import topics
-from contract.messages import BlobRef, DeltaReply
+from contract.messages import BlobRef, DeltaReply, Wanted
 from edge_agent import signing
 from edge_agent.artifacts import Artifacts, Fill
 from edge_agent.config import Config, Folder
@@ -62,10 +62,11 @@ class Delivery:
             fill = ranges.fill
         self._artifacts = Artifacts(folder.staging, fill)
         self._questions = Questions(link, retry_s=config.retry_s, stopping=stopping)
+        self._asks = updates.delta
         self._slots, self._state, self._wanted = Slots(folder.slots), state, wanted
         self._bundles = Bundles(
             self._artifacts,
-            self._questions.ask if updates.delta else lambda _base, _target, _give_up: None,
+            self._questions.ask if self._asks else lambda _base, _target, _give_up: None,
             self._base,
             lambda text: state.event("patch", text, at=time.time()),
         )
@@ -87,9 +88,12 @@ class Delivery:
         self._gate.still(model)  # to activate it
         return path
 
-    def check_time(self, model: str, revision: int) -> None:
-        """Return where an update may begin now; errors as in `Gate.check`."""
-        self._gate.check(model, revision)
+    def check_time(self, model: str, wanted: Wanted) -> None:
+        """Return where an update may begin now, and ask ahead for its patch; errors as in `Gate.check`."""
+        self._gate.check(model, wanted.revision)
+        if self._asks and wanted.bundle is not None:
+            base = self._base(wanted.bundle.sha256)
+            self._questions.begin(base.sha256 if base else "", wanted.bundle.sha256)
 
     def artifact(self, blob: BlobRef, give_up: Callable[[], bool]) -> Path:
         """Fetch what is no bundle, whole; errors as in `Artifacts.pull`."""

@@ -58,6 +58,7 @@ class Questions:
         self._stopping, self._clock = stopping, clock
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], queue.Queue[DeltaReply]] = {}
+        self._begun: tuple[tuple[str, str], float | None] | None = None  # what is asked already, and since when
 
     def accept(self, reply: DeltaReply) -> None:
         """An answer; one that nobody waits for is dropped."""
@@ -67,17 +68,28 @@ class Questions:
             with suppress(queue.Full):  # it has its answer
                 waiting.put_nowait(reply)
 
+    def begin(self, base: str, target: str) -> None:
+        """Ask now what `ask` will be called with soon: on a slow link the answer comes while other things are done."""
+        sent_at = self._clock()
+        with self._lock:
+            if self._begun is not None:
+                self._waiting.pop(self._begun[0], None)
+            self._waiting[base, target] = queue.Queue(1)
+        sent = self._link.send(DeltaRequest(base=base, target=target))
+        self._begun = (base, target), sent_at if sent else None
+
     def ask(self, base: str, target: str, give_up: Callable[[], bool]) -> BlobRef | None:
         """The patch from `base` (empty: from nothing) to `target`; None where there is none.
 
         Raises:
             UnavailableError: nobody answers.
         """
-        answers: queue.Queue[DeltaReply] = queue.Queue(1)
+        begun, self._begun = self._begun, None
+        asked_at = begun[1] if begun is not None and begun[0] == (base, target) else None
         with self._lock:
-            self._waiting[base, target] = answers
+            answers = self._waiting.setdefault((base, target), queue.Queue(1))
         try:
-            started, asked_at = self._clock(), None
+            started = self._clock()
             while self._clock() - started < self._patience_s and not self._stopping.is_set() and not give_up():
                 if asked_at is None or self._clock() - asked_at >= self._retry_s:
                     asked_at = self._clock() if self._link.send(DeltaRequest(base=base, target=target)) else None
@@ -141,7 +153,7 @@ class Bundles:
             return None
         try:
             path = self._artifacts.pull(patch, give_up=give_up)
-        except RefusedError as error:
+        except (ContractError, RefusedError) as error:
             self._report(f"the patch to {blob.sha256[:12]} could not be pulled, the whole bundle comes: {error}")
             return None
         try:

@@ -37,7 +37,7 @@ class Updater:
         self_test: Callable[[Path, BundleRef], int],
         wanted: Callable[[str], Wanted | None],
         runtime_version: str,
-        check_time: Callable[[str, int], object] = lambda _model, _revision: None,
+        check_time: Callable[[str, Wanted], object] = lambda _model, _wanted: None,
     ) -> None:
         """Prepare.
 
@@ -52,7 +52,7 @@ class Updater:
             self_test: gives the bytes of memory that a bundle takes; raises RefusedError, UnavailableError.
             wanted: what is wanted of a model now; a pull for what is not wanted any more is given up.
             runtime_version: name and version, for example `ai-edge-litert 2.3.0`.
-            check_time: raises HeldError while the owner's rules do not allow an update of a model to a revision.
+            check_time: raises HeldError while the owner's rules do not allow an update of a model now.
         """
         self._check_time = check_time
         self._config, self._state, self._serving, self._switch = config, state, serving, switch
@@ -86,7 +86,7 @@ class Updater:
         if placement.active is not None and placement.active.bundle == ref and model in self._serving.names():
             self._switch.answer(wanted, ref, "activated", "it served already")
             return
-        self._check_time(model, wanted.revision)
+        self._check_time(model, wanted)
         try:
             self._check_rollbacks(ref)
             path = self._fetch(ref, lambda: self._wanted(model) != wanted)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, or_, select
 
-from contract import delta, topics
+from contract import blocks, delta, topics
 from contract.errors import TopicError
 from contract.messages import BlobRef, DeltaReply, DeltaRequest
 from coordinator.deltas.tables import patches
@@ -19,6 +19,7 @@ from coordinator.storage import Storage
 
 MAKE_BYTES = 32 * 1024 * 1024  # of a bundle; a larger one takes too long to compare and goes whole
 QUEUED = 64  # pairs that wait to be made; who asks for more gets the whole
+INLINE_BLOCKS = 16  # of a patch whose list goes with the answer
 WORTH = 0.95  # a patch must be smaller than this share of the whole
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Deltas:
         query = select(patches).where(patches.c.base_sha256 == pair[0], patches.c.target_sha256 == pair[1])
         found = connection.execute(query).first() if allowed else None
         if found is not None:
-            blob = BlobRef(found.sha256, found.size, found.blocks) if found.sha256 else None
+            blob = self._listed(BlobRef(found.sha256, found.size, found.blocks)) if found.sha256 else None
             return DeltaReply(base=request.base, target=request.target, blob=blob)
         with self._lock:
             full = pair not in self._waiting and len(self._waiting) >= QUEUED
@@ -89,8 +90,14 @@ class Deltas:
         finally:
             with self._lock:
                 devices = self._waiting.pop(pair)
-                reply = DeltaReply(base=pair[0], target=pair[1], blob=blob)
+                reply = DeltaReply(base=pair[0], target=pair[1], blob=self._listed(blob) if blob else None)
                 self._ready += [(device, reply) for device in sorted(devices)]
+
+    def _listed(self, blob: BlobRef) -> BlobRef:
+        """The patch with its list in place of the list's digest, where that is short."""
+        if not 1 < blocks.count(blob.size) <= INLINE_BLOCKS:
+            return blob
+        return BlobRef(blob.sha256, blob.size, blocks.inline(self._blobs.get(blob.blocks)))
 
     def _make(self, pair: tuple[str, str], now: float) -> BlobRef | None:
         started = self._clock()

@@ -40,7 +40,9 @@ class Device:
     """A session and a transfer in this process."""
 
     def __init__(self, broker: BrokerProcess, staging: Path) -> None:
-        self.session = Session("meter-1", host="127.0.0.1", port=broker.port, tls=lambda: broker.tls("meter-1"), boot="b")
+        self.session = Session(
+            "meter-1", host="127.0.0.1", port=broker.port, tls=lambda: broker.tls("meter-1"), boot="b"
+        )
         self.stopping = threading.Event()
         self.transfer = Transfer(self.session, retry_s=2.0, stopping=self.stopping)
         self.pull = Artifacts(staging, self.transfer.fill).pull

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from contract import codec, delta, topics
+from contract import blocks, codec, delta, topics
 from contract.messages import BlobRef, BundleRef, DeltaReply, DeltaRequest
 from coordinator.deltas import service
 from coordinator.deltas.service import Deltas
@@ -40,6 +40,12 @@ class Stage(Site):
     def due(self, device: str = "meter-1") -> list[DeltaReply]:
         return replies(self.core.tick(NOW)[0], device)
 
+    def made(self) -> BlobRef:
+        """The patch as it is stored."""
+        with self.engine.begin() as connection:
+            row = connection.execute(select(patches)).one()
+        return BlobRef(row.sha256, row.size, row.blocks)
+
     def data(self, ref: BundleRef | BlobRef) -> bytes:
         return self.storage.blobs.get(ref.sha256)
 
@@ -69,11 +75,14 @@ def test_who_waits_is_answered_when_the_patch_is_made_and_who_asks_later_at_once
     pieces = delta.apply(patch, lambda at, size: base[at : at + size], base_size=len(base), limit=len(target))
     assert b"".join(pieces) == target
     assert len(patch) < len(target) // 2
+    assert blocks.count(len(patch)) == 2
+    assert reply.blob.blocks == blocks.digests(patch).hex()  # short enough to come with the answer
     assert stage.due() == []
     assert stage.ask(stage.old.sha256, stage.new.sha256) == [reply]
+    made = stage.made()
     with stage.engine.begin() as connection:
         assert stage.core.may_fetch(connection, "meter-2", reply.blob.sha256, NOW)
-        assert stage.core.may_fetch(connection, "meter-2", reply.blob.blocks, NOW)
+        assert stage.core.may_fetch(connection, "meter-2", made.blocks, NOW)
         assert not stage.core.may_fetch(connection, "meter-2", "", NOW)
 
 

@@ -106,6 +106,14 @@ def test_a_patch_that_is_of_no_use_is_said_and_the_whole_comes(shelf: Shelf, pat
     assert list(shelf.staging.iterdir()) == [path]
 
 
+def test_a_reply_that_makes_no_sense_ends_in_the_whole(shelf: Shelf) -> None:
+    for patch in (BlobRef("no digest", 10), BlobRef("a" * 64, -1), BlobRef("a" * 64, 70_000, "no digest")):
+        shelf.patch = patch
+        shelf.content["a" * 64] = bytes(70_000)
+        shelf.bundles.pull(shelf.blob).unlink()
+    assert len(shelf.said) == 3
+
+
 def test_a_base_that_the_disk_changed_or_lost_ends_in_the_whole(shelf: Shelf) -> None:
     shelf.offer(delta.make(shelf.old, shelf.new))
     assert shelf.base is not None
@@ -183,6 +191,13 @@ def test_questions_are_repeated_until_they_are_answered_or_nobody_wants_to_know(
     questions = Questions(link, retry_s=0.05, patience_s=20.0, stopping=threading.Event())
     assert questions.ask("b", "t", lambda: False) == BlobRef("p", 1)
     assert link.sent == [DeltaRequest(base="b", target="t")] * 2
+    answers.extend([None, DeltaReply(base="", target="t", blob=None)])
+    questions.begin("", "u")
+    questions.begin("", "t")
+    assert len(link.sent) == 4
+    assert questions.ask("", "t", lambda: False) is None
+    assert len(link.sent) == 4  # it was asked ahead
+    assert questions._waiting == {}
     with pytest.raises(UnavailableError):
         questions.ask("b", "t", lambda: True)
     questions = Questions(link, retry_s=0.05, patience_s=0.3, stopping=threading.Event())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from contract import blocks, limits, topics
+from contract.errors import MalformedError
 from contract.messages import BlobRef, BlockRequest, Up
 from edge_agent.artifacts import Artifacts
 from edge_agent.errors import RefusedError, UnavailableError
@@ -143,6 +144,15 @@ def test_without_a_list_content_with_another_digest_is_refused_after_a_second_tr
         source.pull(BlobRef(source.ref.sha256, source.ref.size))
     assert sorted(source.asked()) == [0, 0, 1, 1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_list_that_came_along_is_not_asked_for(tmp_path: Path) -> None:
+    source = Source(tmp_path, _content(3 * BLOCK))
+    blob = BlobRef(source.ref.sha256, source.ref.size, blocks.inline(blocks.digests(source.content)))
+    assert source.pull(blob).read_bytes() == source.content
+    assert {message.sha256 for message in source.link.sent if isinstance(message, BlockRequest)} == {blob.sha256}
+    with pytest.raises(MalformedError):
+        source.pull(BlobRef(blob.sha256, blob.size, "x" * len(blob.blocks)))
 
 
 def test_a_list_that_names_another_artifact_is_refused(tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_a_wish_that_the_owners_rules_hold_is_not_looked_up_and_not_answered(
     parts.sign(bundle)
     held: list[tuple[str, int]] = []
 
-    def check(model: str, revision: int) -> None:
-        held.append((model, revision))
+    def check(model: str, wanted: Wanted) -> None:
+        held.append((model, wanted.revision))
         if len(held) == 1:
             raise HeldError("waits for the maintenance window")
 
