@@ -17,7 +17,7 @@ from contract.inference import HEADER_LENGTH, InferenceRequest, ModelMetadata, S
 from contract.messages import BundleRef
 from edge_agent import __version__
 from edge_agent.errors import AgentError, ApiError, NotFiniteError, RuntimeModelError, SampleError, UnavailableError
-from edge_agent.serving import Model, Serving
+from edge_agent.serving import Broken, Model, Serving
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 5
@@ -212,7 +212,8 @@ class Api:
         self._failures[name] = failures % _BROKEN
         ref = self._serving.ref(name)
         if failures == _BROKEN and ref is not None:
-            self._serving.broken.put((ref, f"{failures} inferences in a row failed, the last: {error}"))
+            reason = f"{failures} inferences in a row failed, the last: {error}"
+            self._serving.broken.put(Broken(ref, reason, on_disk=False))
 
     def _elsewhere(self, name: str, body: bytes, header_length: str | None, error: Exception) -> Answer:
         if self._forward is None:

@@ -307,6 +307,7 @@ class Agent:
     def _watch(self, _wake: threading.Event) -> None:
         if self._probations.tick():
             self._hello_at = 0.0
+            self._wake_updater.set()  # what the disk broke is wished for still
         if time.monotonic() >= self._settle_at:
             self._settle_at = float("inf")
             lean.settle()

@@ -107,14 +107,23 @@ class Probations:
         self._switch.observe(model, self._watched[model].slot, tally)
 
     def _replace_broken(self) -> bool:
-        """Bundles that could not be loaded when somebody asked for them give way to what served before."""
+        """Bundles that do not serve any more give way to what served before.
+
+        One that fails though its copy is whole, and that has nothing before it, is loaded anew.
+        """
         changed = False
         while not self._serving.broken.empty():
-            ref, reason = self._serving.broken.get()
-            active = self._state.models.get(ref.model).active
-            if active is not None and active.bundle == ref:
-                self._switch.roll_back(ref.model, reason, of=active, heal=True)
+            broken = self._serving.broken.get()
+            placement = self._state.models.get(broken.ref.model)
+            if placement.active is None or placement.active.bundle != broken.ref:
+                continue
+            if broken.on_disk or placement.previous is not None:
+                reason, heal = broken.reason, broken.on_disk
+                self._switch.roll_back(broken.ref.model, reason, of=placement.active, heal=heal)
                 changed = True
+            else:
+                _LOG.warning("%s is loaded anew: %s", broken.ref.model, broken.reason)
+                self._serving.reload(broken.ref.model)
         return changed
 
     # What a person orders.

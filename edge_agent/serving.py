@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -177,6 +178,14 @@ class Origin:
     memory_bytes: int
 
 
+class Broken(NamedTuple):
+    """A bundle that does not serve any more, and why; `on_disk` where it could not be loaded again."""
+
+    ref: BundleRef
+    reason: str
+    on_disk: bool
+
+
 class Seat:
     """One model's place: `with seat as model` uses it, and a swap waits until nobody does.
 
@@ -248,7 +257,7 @@ class Serving:
     for all, the least important go out of memory, and among those the one that was not used for longest.
 
     Attributes:
-        broken: bundles that could not be loaded, and why; somebody must look after them.
+        broken: bundles that somebody must look after.
     """
 
     def __init__(self, runtime: RuntimeSettings | None = None) -> None:
@@ -257,7 +266,7 @@ class Serving:
         self._seats: dict[str, Seat] = {}
         self._lock, self._loading = threading.Lock(), threading.RLock()
         self._inferences = 0
-        self.broken: queue.SimpleQueue[tuple[BundleRef, str]] = queue.SimpleQueue()
+        self.broken: queue.SimpleQueue[Broken] = queue.SimpleQueue()
 
     def names(self) -> list[str]:
         """Models that serve, in memory or not, sorted."""
@@ -315,6 +324,12 @@ class Serving:
             seat = self._seats.setdefault(name, Seat(name, self._admit))
         seat.swap(model, origin, commit)
 
+    def reload(self, name: str) -> None:
+        """Take a model out of memory; who asks for it next loads it anew."""
+        seat = self._seats.get(name)
+        if seat is not None and seat.origin is not None:
+            seat.unload()
+
     def has_room(self, name: str, memory_bytes: int) -> bool:
         """Whether a model may be in memory now; what is less important goes out of memory for it."""
         with self._loading:
@@ -335,7 +350,7 @@ class Serving:
                 return origin.load()
             except (RefusedError, RuntimeModelError, MemoryError) as error:
                 reason = str(error) or type(error).__name__
-                self.broken.put((origin.ref, reason))
+                self.broken.put(Broken(origin.ref, reason, on_disk=True))
                 raise UnavailableError(f"model {seat.name!r} cannot be loaded: {reason}") from error
 
     def _make_room(self, name: str, needed: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edge_agent.config import Health
 from edge_agent.errors import RefusedError, RuntimeModelError
 from edge_agent.probation import BY_HAND, Probations, roll_back_by_hand
+from edge_agent.serving import Broken
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
 
@@ -258,3 +259,28 @@ def test_single_inferences_are_counted_as_batches_are(parts: Parts) -> None:
         assert 0.5 < seen.confidence / 5 <= 1.0
         model.meter = None
         model.step(X[0])
+
+
+def test_a_good_bundle_that_fails_all_the_time_gives_way_and_one_without_a_fallback_is_loaded_anew(
+    parts: Parts,
+) -> None:
+    _install(parts, 1)
+    parts.settle()
+    probations, first = _probations(parts), parts.serving.get("thirds")
+    assert first is not None
+    parts.serving.broken.put(Broken(first.ref, "20 inferences in a row failed", on_disk=False))
+    assert not probations.tick()
+    assert parts.serving.get("thirds") is None
+    _infer(parts)
+    assert parts.serving.get("thirds") not in {None, first}
+    _install(parts, 2)
+    parts.settle()
+    second = parts.serving.get("thirds")
+    assert second is not None
+    for _ in range(2):  # said by two requests at once
+        parts.serving.broken.put(Broken(second.ref, "20 inferences in a row failed", on_disk=False))
+    assert probations.tick()
+    assert parts.served() == 1
+    known = parts.state.models.rolled_back(second.ref.sha256)
+    assert known is not None
+    assert (known.count, known.reason) == (1, "20 inferences in a row failed")

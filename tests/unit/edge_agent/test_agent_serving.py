@@ -15,7 +15,7 @@ from edge_agent.config import Runtime
 from edge_agent.errors import RuntimeModelError, UnavailableError
 from edge_agent.probation import Probations
 from edge_agent.runtime_backend import RuntimeOptions
-from edge_agent.serving import Model, Origin, Serving
+from edge_agent.serving import Broken, Model, Origin, Serving
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_parts import CONFIG, Parts
 
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_loaded_is_unavailable_and_somebody_hears_of_it()
     for _ in range(2):
         with pytest.raises(UnavailableError, match="no such operation"), serving.use("a"):
             pass
-    assert serving.broken.get_nowait() == (REF, "no such operation")
+    assert serving.broken.get_nowait() == Broken(REF, "no such operation", on_disk=True)
 
 
 @given(
