@@ -162,6 +162,7 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
                 version=_version(),
                 started_at=started_at,
                 broker={**broker, "connected": services.gateway.connected},
+                expires=services.signing.expiry(connection),
                 dropped=services.gateway.counters.dropped(),
             )
 

@@ -18,7 +18,13 @@ from coordinator.signing.tables import signing_requests, tuf_metadata
 
 
 def read(
-    connection: Connection, *, version: str, started_at: float, broker: Mapping[str, Any], dropped: Mapping[str, int]
+    connection: Connection,
+    *,
+    version: str,
+    started_at: float,
+    broker: Mapping[str, Any],
+    expires: Mapping[str, float],
+    dropped: Mapping[str, int],
 ) -> records.Status:
     """The status from the database, and from what only the process knows.
 
@@ -27,6 +33,7 @@ def read(
         version: of the program.
         started_at: seconds since the epoch.
         broker: kind, host, port, connected.
+        expires: by role, when the offline metadata does; seconds since the epoch.
         dropped: messages that the gateway dropped, by reason.
     """
     enrolled = select(func.count()).select_from(devices).where(devices.c.enrolled_at.is_not(None))
@@ -49,6 +56,7 @@ def read(
         signing={
             "published": connection.execute(root).first() is not None,
             "waiting": connection.execute(waiting).scalar_one(),
+            "expires": dict(expires),
         },
         dropped=dict(dropped),
     )
@@ -78,9 +86,15 @@ class _Numbers(Collector):
         connected.add_metric([], float(bool(status.broker.get("connected"))))
         waiting = GaugeMetricFamily("fieldfare_signatures_waiting", "Bundles that wait for the signer.")
         waiting.add_metric([], float(status.signing["waiting"]))
+        expires = GaugeMetricFamily(
+            "fieldfare_metadata_expires_timestamp_seconds", "When offline metadata expires.", labels=["role"]
+        )
+        for role, at in status.signing["expires"].items():
+            expires.add_metric([role], at)
         return [
             connected,
             waiting,
+            expires,
             _gauge("devices", "Devices.", status.devices),
             _gauge("jobs", "Jobs.", status.jobs),
             _gauge("rollouts", "Rollouts.", status.rollouts),

@@ -292,7 +292,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         broker: kind, host, port, and whether the gateway is connected.
         devices: total, enrolled, connected.
         jobs, rollouts, runs: counts by state.
-        signing: whether the repository is published, and requests that wait.
+        signing: whether the repository is published, requests that wait, and when root, targets and bundles expire.
         dropped: messages that the gateway dropped, by reason.
     """
 

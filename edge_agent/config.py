@@ -26,7 +26,7 @@ class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How bundles come to this device.
 
     Attributes:
-        transport: `mqtt` pulls blocks over the broker, `https` ranges from the coordinator's API.
+        transport: `mqtt` pulls blocks over the broker, `https` ranges (and metadata) from the coordinator's API.
         bandwidth_bytes_per_s: of artifacts, on average over a few seconds; 0 is no cap.
         window_blocks: blocks asked for at a time.
         delta: ask for a patch from the bundle that serves, where it is smaller.

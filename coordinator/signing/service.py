@@ -1,5 +1,6 @@
 """The repository as devices see it, and the bundles that wait for the signer."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -24,7 +25,16 @@ from coordinator.storage import Storage
 REFRESH_S = 60.0  # how often expiry is looked at
 _TURN = "signing"
 _KEPT_S = 86400.0  # of a version that a device may still be about to fetch
+_SOON_S = 30 * 86400.0  # before metadata expires that people must renew
+
+logger = logging.getLogger(__name__)
+
 _deflate = lru_cache(maxsize=16)(codec.deflate)
+
+
+@lru_cache(maxsize=8)
+def _expires(content: bytes) -> float:
+    return repository.version_and_expiry(content)[1]
 
 
 class Signing:
@@ -99,6 +109,11 @@ class Signing:
         if content is None:
             raise ConflictError("the signer has not published its root metadata yet; start it and try again")
         return content
+
+    def expiry(self, connection: Connection) -> dict[str, float]:
+        """When root, targets and bundles metadata expire, in seconds since the epoch; nothing before they are there."""
+        chain = self._chain(connection)
+        return {} if chain is None else {role: _expires(getattr(chain, role)) for role in Chain._fields}
 
     # HTTP, for the signer
 
@@ -212,7 +227,15 @@ class Signing:
                 _, expires = repository.version_and_expiry(content)
                 if expires - now < repository.TIMESTAMP_LIFE.total_seconds() / 2:
                     self._publish(connection, chain, now)
+                    self._warn(connection, now)
         self._refreshed_at = now
+
+    def _warn(self, connection: Connection, now: float) -> None:
+        """Say what a ceremony must renew soon; as often as the timestamp is signed."""
+        for role, at in self.expiry(connection).items():
+            if at - now < _SOON_S:
+                days = max(0, int((at - now) / 86400))
+                logger.warning("%s metadata expires in %d days; devices refuse everything then", role, days)
 
     def _publish(self, connection: Connection, chain: Chain, now: float) -> None:
         """Write snapshot and timestamp over the newest targets and bundles."""

@@ -1,5 +1,6 @@
 """Metadata over HTTPS: a device's own fetcher against the coordinator's API on a socket."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,3 +60,11 @@ def test_only_enrolled_devices_read_it_and_only_with_a_token_for_it(laptop: Lapt
         fetch = metadata.over_https(laptop.url, laptop.ca, lambda token=token: token)
         with pytest.raises(UnavailableError, match=r"HTTP 40[13]"):
             fetch("timestamp.json", limits.TIMESTAMP_BYTES)
+
+
+def test_the_status_and_the_metrics_say_when_offline_metadata_expires(laptop: Laptop, tmp_path: Path) -> None:
+    with Client.from_state(tmp_path) as operator:
+        expires = operator.status().signing["expires"]
+        assert {round((at - time.time()) / 86400) for at in expires.values()} == {365}
+        (shown,) = re.findall(r'^fieldfare_metadata_expires_\w+{role="root"} (\S+)$', operator.metrics(), re.MULTILINE)
+        assert float(shown) == expires["root"]

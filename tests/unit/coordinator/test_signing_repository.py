@@ -270,6 +270,22 @@ def test_old_versions_go_and_roots_and_the_newest_stay(site: Site, tmp_path: Pat
     assert later.trusted(ref) is not None
 
 
+def test_metadata_that_people_must_renew_is_warned_of_a_month_before(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site.engine.begin() as connection:
+        assert site.signing.expiry(connection) == {}
+    site.begin()
+    with site.engine.begin() as connection:
+        assert site.signing.expiry(connection) == dict.fromkeys(("root", "targets", "bundles"), site.now + 365 * DAY)
+    site.now += 334 * DAY
+    site.signing.tick(site.now)
+    assert "expires" not in caplog.text
+    site.now += 2 * DAY
+    site.signing.tick(site.now)
+    assert "root metadata expires in 29 days" in caplog.text
+
+
 def _names(site: Site) -> list[str]:
     with site.engine.begin() as connection:
         return sorted(connection.execute(select(tuf_metadata.c.name)).scalars())
