@@ -37,9 +37,9 @@ deb: $(READY) ## build the agent's Debian package into dist/
 fuzz: $(READY) ## feed one million changed inputs to everything that reads bytes from others
 	$(BIN)/python -m benchmarks.fuzz
 
-services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, SoftHSM, and for the agent's packaging systemd-analyze, shellcheck, faketime
+services: ## install what the service tests need (Debian, as root): Mosquitto, PostgreSQL, Redis, Chromium, SoftHSM, and for the agent's packaging systemd-analyze, shellcheck
 	apt-get update
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto postgresql redis-server chromium iproute2 softhsm2 libengine-pkcs11-openssl systemd shellcheck faketime
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mosquitto postgresql redis-server chromium iproute2 softhsm2 libengine-pkcs11-openssl systemd shellcheck
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet 'pip-tools~=7.5'

@@ -99,9 +99,13 @@ class Agent:
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
         self._damage: sqlite3.Error | None = None
         self._state = open_state(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
-        self._state.put("connected", False)  # a killed agent could not say so
         self._starts = self._state.get("starts", int, 0) + 1
-        self._state.put("starts", self._starts)
+        try:
+            with self._state.transaction():
+                self._state.put("connected", False)  # a killed agent could not say so
+                self._state.put("starts", self._starts)
+        except sqlite3.OperationalError as error:  # a full disk: what is on it can be served
+            _LOG.error("the start is not noted down, make room on the disk: %s", error)
         self._hellos = 0
         self._identity.tls()  # an identity that cannot be used is said now, not with each connection
         self._serving = Serving(self._config.runtime)
@@ -431,7 +435,10 @@ def run(root: Path, *, tell: Tell = silent, log: Callable[[], str] = str) -> Non
         if not locked(lock):
             raise ConfigError(f"{root}: another agent runs in this folder; stop it first")
         sweep(folder.staging, older_than=time.time() - _STALE_S)
-        agent = Agent(folder, tell=tell, notifier=Notifier.from_environment(), log=log)
+        try:
+            agent = Agent(folder, tell=tell, notifier=Notifier.from_environment(), log=log)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{folder.state}: {error}; make room on the disk, then see: edge-agent doctor") from error
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: agent.stop())
         agent.run()

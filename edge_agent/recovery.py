@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from edge_agent.config import Outbox
@@ -31,11 +32,19 @@ def open_state(path: Path, *, outbox_id: str, bounds: Outbox) -> State:
     except CorruptStateError as error:
         _LOG.error("%s; it is put aside as %s, and a new one begun", error, path.name + _SUFFIX)
     try:
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        for name in (f"{path.name}-wal", f"{path.name}-shm", path.name + _SUFFIX):
+            _remove(path.with_name(name))
         os.replace(path, path.with_name(path.name + _SUFFIX))  # noqa: PTH105 - may be a folder
     except OSError as error:
         raise ConfigError(f"{path}: damaged, and it cannot be put aside: {error}") from error
     state = State(path, outbox_id=outbox_id, bounds=bounds)
     state.event("damaged", f"{path.name} was damaged; a new one was begun", at=0.0)
     return state
+
+
+def _remove(path: Path) -> None:
+    """Whatever the disk made of it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -148,7 +148,7 @@ class State:
         for identifier, payload in self._rows("select id, payload from instructions where done = 0"):
             try:
                 msgspec.msgpack.decode(payload, type=Instruction)
-            except (msgspec.DecodeError, TypeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
                 self.instruction_done(identifier)
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ class _Seen(msgspec.Struct, frozen=True):
         """As of now."""
         try:
             noted = msgspec.json.decode((folder / _SEEN).read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             noted = None
         if noted is None or noted.made != made or not 0 <= noted.elapsed < _FOREVER:
             return cls(made, 0.0, clock.boot, clock.uptime)
