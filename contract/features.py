@@ -35,11 +35,16 @@ class Spread(msgspec.Struct, frozen=True, tag_field="op", tag="spread"):
 
 
 class Share(msgspec.Struct, frozen=True, tag_field="op", tag="share"):
-    """Part of the sample's entries that are in [low, high): several make a coarse histogram of an image."""
+    """Part of the entries in [low, high), without a bound where it is None: several make a coarse histogram."""
 
     name: str
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+
+    def bounds(self) -> tuple[np.float32, np.float32]:
+        """As numbers, perhaps infinite."""
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        return np.float32(low), np.float32(high)
 
 
 class Sharpness(msgspec.Struct, frozen=True, tag_field="op", tag="sharpness"):
@@ -67,8 +72,17 @@ def check(feature: Feature, shape: Sequence[int]) -> None:
         raise TransformError(f"feature {feature.name!r}: column {feature.index} is outside shape {tuple(shape)}")
     if isinstance(feature, Sharpness | Tilt) and len(shape) != 3:
         raise TransformError(f"feature {feature.name!r} needs images (height, width, channels), not {tuple(shape)}")
-    if isinstance(feature, Share) and not np.float32(feature.low) < np.float32(feature.high):
+    if isinstance(feature, Share) and not np.less(*feature.bounds()):
         raise TransformError(f"feature {feature.name!r} needs low < high, got {feature.low} and {feature.high}")
+
+
+class Scratch:
+    """Room to measure in. One for all features: what is not written leaves the model's weights in the cache."""
+
+    def __init__(self, samples: int, size: int, *, shares: bool, floats: bool) -> None:
+        """Answers are bytes of whole words, and what is beyond a row's end stays false."""
+        self.answers = np.zeros((samples if shares else 0, -(-size // 8) * 8), bool)
+        self.floats = np.empty((samples if floats else 0, size), np.float32)
 
 
 class Meter:
@@ -88,17 +102,20 @@ class Meter:
         places = {kind: [i for i, f in enumerate(features) if type(f) is kind] for kind in Feature.__args__}
         self._means, self._spreads, self._shares = places[Mean], places[Spread], places[Share]
         self._images = [(i, measure) for kind, measure in _IMAGE.items() for i in places[kind]]
-        shares = [feature for feature in features if isinstance(feature, Share)]
-        self._edges, edge = np.unique(
-            np.array([[share.low, share.high] for share in shares], np.float32).reshape(-1), return_inverse=True
-        )
+        bounds = [feature.bounds() for feature in features if isinstance(feature, Share)]
+        self._edges, edge = np.unique(np.array(bounds, np.float32).reshape(-1), return_inverse=True)
         self._low, self._high = edge.reshape(-1, 2).T
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def scratch(self, samples: int) -> Scratch:
+        """What measuring so many samples needs, to be used again and again."""
+        return Scratch(samples, int(self._size), shares=bool(self._shares), floats=bool(self._spreads or self._images))
+
+    def __call__(self, values: np.ndarray, scratch: Scratch | None = None) -> np.ndarray:
         """The features of some samples.
 
         Args:
             values: float32, shape (samples, *shape), finite.
+            scratch: for as many samples or more; where there is none, it is made.
 
         Returns:
             float32, shape (samples, features).
@@ -106,21 +123,44 @@ class Meter:
         samples = len(values)
         flat = np.ascontiguousarray(values).reshape(samples, int(self._size))
         measured = np.empty((self._count, samples), np.float32)
-        scratch = np.empty_like(flat)  # one for all: what is written leaves the model's weights in the cache
+        scratch = scratch or self.scratch(samples)
+        floats = scratch.floats[:samples]
         for place, column in self._columns:
             measured[place] = flat[:, column]
         if self._means or self._spreads:
             mean = _sum(flat) / self._size
-            measured[self._means] = mean
+            for place in self._means:
+                measured[place] = mean
         if self._spreads:
-            np.subtract(flat, mean[:, None], out=scratch)
-            measured[self._spreads] = np.sqrt(_sum(np.square(scratch, out=scratch)) / self._size)
+            np.subtract(flat, mean[:, None], out=floats)
+            spread = np.sqrt(_sum(np.square(floats, out=floats)) / self._size)
+            for place in self._spreads:
+                measured[place] = spread
         if self._shares:
-            at_least = _at_least(flat, self._edges)
+            at_least = self._at_least(flat, scratch.answers[:samples])
             measured[self._shares] = (at_least[self._low] - at_least[self._high]) / self._size
         for place, measure in self._images:
-            measured[place] = measure(flat, self._shape, scratch)
+            measured[place] = measure(flat, self._shape, floats)
         return measured.T
+
+    def _at_least(self, flat: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """How many entries of each row are not below each edge, shape (edges, rows).
+
+        Eight answers are added at a time, as the bytes of a word, up to 255 words: far faster than to add booleans.
+        """
+        samples, size = flat.shape
+        words, answered = answers.view(np.uint64), answers[:, :size]
+        starts = range(0, words.shape[1], 255)
+        added = np.zeros((len(self._edges), samples, len(starts)), np.uint64)
+        for edge, sums in zip(self._edges, added, strict=True):
+            if not math.isfinite(edge):
+                continue
+            np.greater_equal(flat, edge, out=answered)
+            for chunk, start in enumerate(starts):
+                np.add.reduce(words[:, start : start + 255], axis=1, out=sums[:, chunk])
+        counts = np.einsum("ijk->ij", added.view(np.uint8), dtype=np.float32)
+        counts[self._edges == -math.inf] = size
+        return counts
 
 
 def _sum(flat: np.ndarray) -> np.ndarray:
@@ -132,23 +172,6 @@ def _sum(flat: np.ndarray) -> np.ndarray:
     for start in range(_ENTRIES, flat.shape[1], _ENTRIES):
         total += np.einsum("ij->i", flat[:, start : start + _ENTRIES])
     return total
-
-
-def _at_least(flat: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How many entries of each row are not below each edge, shape (edges, rows).
-
-    Eight answers are added at a time, as the bytes of a word, up to 255 words: far faster than to add booleans.
-    """
-    samples, size = flat.shape
-    answers = np.zeros((samples, -(-size // 8) * 8), bool)
-    words, answered = answers.view(np.uint64), answers[:, :size]
-    starts = range(0, words.shape[1], 255)
-    added = np.empty((len(edges), samples, len(starts)), np.uint64)
-    for edge, sums in zip(edges, added, strict=True):
-        np.greater_equal(flat, edge, out=answered)
-        for chunk, start in enumerate(starts):
-            np.add.reduce(words[:, start : start + 255], axis=1, out=sums[:, chunk])
-    return np.einsum("ijk->ij", added.view(np.uint8), dtype=np.int32)
 
 
 def _sharpness(flat: np.ndarray, shape: tuple[int, ...], scratch: np.ndarray) -> np.ndarray:

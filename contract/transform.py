@@ -112,13 +112,16 @@ class Transform:
         if len(set(self.feature_names)) != len(self.feature_names):
             raise TransformError(f"features are named twice: {self.feature_names}")
         self.output_shape = _check_shapes(spec)
+        with np.errstate(over="ignore"):
+            self._steps = [(step, operations(step)) for step in spec.steps]
         self._meter = features.Meter(spec.features, self.output_shape)
 
-    def apply(self, raw: np.ndarray) -> np.ndarray:
+    def apply(self, raw: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Model input of raw samples.
 
         Args:
             raw: any real dtype, shape (samples, *input_shape).
+            out: float32 of that shape to work in, in row order; it may be `raw` itself.
 
         Returns:
             float32, shape (samples, *output_shape).
@@ -128,12 +131,16 @@ class Transform:
         """
         self.check(raw)
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is found to be infinite below
-            values = raw.astype(np.float32, order="C")
-            for step in self.spec.steps:
-                values = _run(step, values)
-        if not np.isfinite(values).all():
+            values = np.empty(raw.shape, np.float32) if out is None else out
+            np.copyto(values, raw, casting="unsafe")
+            for step, done in self._steps:
+                values = _run(step, done, values)
+            entries = values.reshape(-1)
+            surely_finite = math.isfinite(np.einsum("i,i->", entries, entries))  # without an array of answers
+        if not surely_finite:
             finite = np.isfinite(_flat(values)).all(axis=1)
-            raise TransformError(f"sample {int(np.argmin(finite))} is not finite after the transform")
+            if not finite.all():
+                raise TransformError(f"sample {int(np.argmin(finite))} is not finite after the transform")
         return values
 
     def check(self, raw: np.ndarray) -> None:
@@ -148,16 +155,21 @@ class Transform:
         if raw.dtype.kind not in "fiub":
             raise TransformError(f"expected real numbers, got dtype {raw.dtype}")
 
-    def features(self, values: np.ndarray) -> np.ndarray:
+    def scratch(self, samples: int) -> features.Scratch:
+        """What `features` of so many samples needs, to be used again and again."""
+        return self._meter.scratch(samples)
+
+    def features(self, values: np.ndarray, scratch: features.Scratch | None = None) -> np.ndarray:
         """Profile features of model input.
 
         Args:
             values: float32, shape (samples, *output_shape), from `apply`.
+            scratch: for as many samples or more.
 
         Returns:
             float32, shape (samples, features).
         """
-        return self._meter(values)
+        return self._meter(values, scratch)
 
 
 def _check_shapes(spec: TransformSpec) -> tuple[int, ...]:
@@ -193,23 +205,24 @@ def _check_scale(step: Scale, shape: Sequence[int]) -> None:
         raise TransformError("scale needs finite offsets and finite divisors other than zero")
 
 
-def _run(step: Step, values: np.ndarray) -> np.ndarray:
+def _run(step: Step, done: Sequence[tuple[np.ufunc, np.ndarray]], values: np.ndarray) -> np.ndarray:
     """Take one step, in place where it can be."""
     if isinstance(step, Impute):
         values[np.isnan(values)] = step.value
     elif isinstance(step, Reshape):
         return values.reshape(len(values), *step.shape)
-    else:
-        for operation, operand in operations(step):
-            operation(values, operand, out=values)
+    for operation, operand in done:
+        operation(values, operand, out=values)
     return values
 
 
-def operations(step: Clip | Scale) -> list[tuple[np.ufunc, np.ndarray]]:
+def operations(step: Step) -> list[tuple[np.ufunc, np.ndarray]]:
     """What a step does to every entry, one after the other; the operands are float32, one number or one an entry.
 
-    What would change nothing is left out: x - 0 and x / 1 are x, to the bit.
+    What would change nothing is left out: x - 0 and x / 1 are x, to the bit. Impute and Reshape do none.
     """
+    if isinstance(step, Impute | Reshape):
+        return []
     if isinstance(step, Clip):
         return [(np.maximum, np.asarray(step.low, np.float32)), (np.minimum, np.asarray(step.high, np.float32))]
     offset, divisor = (np.asarray(n[0] if len(n) == 1 else n, np.float32) for n in (step.offset, step.divisor))

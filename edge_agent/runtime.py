@@ -1,6 +1,8 @@
 """Inference with LiteRT alone: the same few lines measure a variant in the cloud and serve it on the device."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,9 +45,8 @@ class Runtime:
         self.input_shape: tuple[int, ...] = tuple(int(size) for size in self._input["shape"][1:])
         self.classes = int(self._output["shape"][1])
         self.input_type, self.output_type = np.dtype(self._input["dtype"]), np.dtype(self._output["dtype"])
-        self._set, self._get = self._interpreter.set_tensor, self._interpreter.get_tensor
-        self._invoke = self._interpreter.invoke
-        self._in, self._out = self._input["index"], self._output["index"]
+        self._set, self._invoke, self._get = _calls(self._interpreter, self._output["index"])
+        self._in = self._input["index"]
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Run every sample, one by one, as the device does.
@@ -67,7 +68,7 @@ class Runtime:
             for index in range(len(values)):
                 self._set(self._in, values[index : index + 1])
                 self._invoke()
-                raw[index] = self._get(self._out)[0]
+                raw[index] = self._get()[0]
         except (ValueError, RuntimeError) as error:
             raise RuntimeModelError(f"LiteRT cannot run the model: {error}") from error
         return self.dequantize(raw)
@@ -87,7 +88,7 @@ class Runtime:
         try:
             self._set(self._in, values)
             self._invoke()
-            return self._get(self._out)
+            return self._get()
         except (ValueError, RuntimeError) as error:
             raise RuntimeModelError(f"LiteRT cannot run the model: {error}") from error
 
@@ -102,6 +103,17 @@ class Runtime:
     def dequantize(self, outputs: np.ndarray) -> np.ndarray:
         """Outputs of the model's own type as float32 logits."""
         return _dequantize(outputs, self._output)
+
+
+def _calls(whole: Any, output: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], None], Callable[[], Any]]:
+    """Set a tensor, invoke, get the output: the compiled calls themselves, where the library has them under this name.
+
+    Around them it asks each time whether an array shares the interpreter's memory; nobody makes one here.
+    """
+    inner: Any = getattr(whole, "_interpreter", None)
+    if all(hasattr(inner, name) for name in ("SetTensor", "Invoke", "GetTensor")):
+        return inner.SetTensor, inner.Invoke, partial(inner.GetTensor, output, 0)
+    return whole.set_tensor, whole.invoke, partial(whole.get_tensor, output)
 
 
 class Quantizer:

@@ -43,7 +43,8 @@ class Model:
         profile_digest: of those bins.
         labels: names of the classes.
         input_shape: of one raw sample.
-        meter: counts how it does while it is on probation; None afterwards.
+        step: infers one raw sample and counts it, as `Steps.step`; `take` gives the counts, `probabilities` reads the
+            output, which has the model's own type and shape (1, classes).
     """
 
     def __init__(self, ref: BundleRef, bundle: Bundle, options: RuntimeOptions) -> None:
@@ -53,7 +54,6 @@ class Model:
             RuntimeModelError: LiteRT cannot run it here, or it does not fit the transform.
         """
         self.ref = ref
-        self.meter: Meter | None = None
         self.profile: ProfileSpec = bundle.profile.spec
         self.profile_digest = self.profile.digest()
         self.labels = tuple(bundle.manifest.labels)
@@ -67,6 +67,8 @@ class Model:
                 f"the bundle says {self._transform.output_shape} and {self.profile.classes}"
             )
         self._steps = Steps(self._transform, self._runtime, self.profile, self.probabilities)
+        self.step: Callable[[np.ndarray], np.ndarray]
+        self.meter = None
 
     def check(self, raw: np.ndarray) -> None:
         """Raise TransformError if raw samples do not fit; nothing is inferred."""
@@ -94,20 +96,20 @@ class Model:
             probabilities.append(self._probabilities(values, start))
         return Inference(np.concatenate(features), np.concatenate(probabilities))
 
-    def step(self, sample: np.ndarray) -> np.ndarray:
-        """Infer one raw sample and count it; `take` gives the counts.
+    @property
+    def meter(self) -> Meter | None:
+        """Counts how the model does while it is on probation; None afterwards."""
+        return self._meter
 
-        Returns:
-            The model's output in its own type, shape (1, classes); `probabilities` reads it.
+    @meter.setter
+    def meter(self, meter: Meter | None) -> None:
+        self._meter = meter
+        self.step = self._steps.step if meter is None else self._metered  # no look at it for every sample
 
-        Raises:
-            TransformError: a sample that the transform refuses; it is not counted.
-            RuntimeModelError: the interpreter failed, or gave an output that is not finite; it is not counted.
-        """
-        return self._steps.step(sample) if self.meter is None else self._metered(sample, self.meter)
-
-    def _metered(self, sample: np.ndarray, meter: Meter) -> np.ndarray:
-        began = time.perf_counter()
+    def _metered(self, sample: np.ndarray) -> np.ndarray:
+        meter, began = self._meter, time.perf_counter()
+        if meter is None:  # it was taken away just now
+            return self._steps.step(sample)
         try:
             output = self._steps.step(sample)
         except NotFiniteError:

@@ -1,104 +1,106 @@
 """The way of a single sample: transform, inference and profile in one path, without an array that need not be made.
 
-A sample is copied once, into a row of a ring; the model's input is made from there on fixed buffers. Counting is put
-off: rows and outputs wait in the ring, and when it is full, or somebody asks, all of them are counted at once by the
-code that counts batches. So the counts are those of the batch's way, to the last one.
+A sample becomes the model's input on buffers that are used again and again, and is copied into a ring. Features and
+counts are put off: when the ring is full, or somebody asks, they are taken of all at once by the code that counts
+batches. So the counts are those of the batch's way, to the last one.
 """
 
 import math
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from contract.features import Scratch
 from contract.profile import Counter, Counts, ProfileSpec
 from contract.single import SingleTransform, byte_table
 from contract.transform import Transform
 from edge_agent.errors import NotFiniteError
 from edge_agent.runtime import Runtime
 
-_ROWS, _RING_BYTES = 256, 512 * 1024  # what waits to be counted: rows, and bytes as float32
+_ROWS, _RING_BYTES, _CHUNK_BYTES = 256, 1024 * 1024, 192 * 1024
+
+
+class _Room(NamedTuple):
+    """Rows of the ring, and of what is measured at a time: that should leave the model's weights in the cache."""
+
+    rows: int
+    chunk: int
+
+
+def _room(transform: Transform) -> _Room:
+    size = 4 * max(math.prod(transform.spec.input_shape), math.prod(transform.output_shape))
+    rows = min(max(_RING_BYTES // size, 1), _ROWS)
+    return _Room(rows, min(max(_CHUNK_BYTES // size, 1), rows))
 
 
 class _Floats:
     """Samples of any real type: kept as float32, transformed and quantised by arithmetic."""
 
-    def __init__(self, transform: Transform, runtime: Runtime, rows: int) -> None:
-        self._ring = np.zeros((rows, *transform.spec.input_shape), np.float32)
-        self._row, self._flat = list(self._ring), list(self._ring.reshape(rows, -1))
+    def __init__(self, transform: Transform, runtime: Runtime, room: _Room) -> None:
+        self._ring = np.zeros((room.rows, *transform.spec.input_shape), np.float32)
+        self._raw = np.zeros(transform.spec.input_shape, np.float32)
+        self._flat = self._raw.reshape(-1)
         self._single, self._quantize = SingleTransform(transform), runtime.quantizer()
 
     def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
         """Keep a sample in a row of the ring; its model input, until the next call."""
         with np.errstate(over="ignore", invalid="ignore"):
-            self._row[row][...] = sample
-            self._single.run(self._flat[row])
+            self._raw[...] = sample
+            self._single.run(self._flat)
+            self._ring[row] = self._raw
             return self._quantize(self._single.values)
 
-    def kept(self, rows: int) -> np.ndarray:
-        """The raw samples in the first rows."""
-        return self._ring[:rows]
+    def kept(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The raw samples in some rows, and where to work on them; the rows are free then."""
+        return self._ring[rows], self._ring[rows]
 
 
 class _Bytes:
-    """Samples of bytes, each of which becomes the same model input wherever it stands: by a table."""
+    """Samples of bytes, each of which becomes the same model input wherever it stands: by a table.
 
-    def __init__(self, transform: Transform, runtime: Runtime, rows: int, table: np.ndarray) -> None:
-        self._ring = np.zeros((rows, *transform.spec.input_shape), np.uint8)
-        self._row, self._table = list(self._ring), table
-        self._tensor = np.zeros((1, *runtime.input_shape), table.dtype)
-        self._out = self._tensor.reshape(transform.spec.input_shape)
-
-    def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
-        """As _Floats."""
-        self._row[row][...] = sample
-        self._table.take(self._row[row], out=self._out, mode="clip")
-        return self._tensor
-
-    def kept(self, rows: int) -> np.ndarray:
-        """As _Floats."""
-        return self._ring[:rows]
-
-
-class _Shifted:
-    """Samples of bytes whose model input is the byte and a number, modulo 256: images / 255 in most int8 models.
-
-    The ring holds the model input, so that a sample is read and written once.
+    Where the table adds a number, modulo 256, it is added: images / 255 in most int8 models.
     """
 
-    def __init__(self, transform: Transform, runtime: Runtime, rows: int, table: np.ndarray) -> None:
-        self._ring = np.zeros((rows, *transform.spec.input_shape), np.uint8)
-        self._row = list(self._ring)
-        self._tensors = list(self._ring.view(table.dtype).reshape(rows, 1, *runtime.input_shape))
-        self._shift = np.array(table.view(np.uint8)[0])
+    def __init__(self, transform: Transform, runtime: Runtime, room: _Room, table: np.ndarray) -> None:
+        self._ring = np.zeros((room.rows, *transform.spec.input_shape), np.uint8)
+        self._floats = np.empty((room.chunk, *transform.spec.input_shape), np.float32)
+        self._table = table
+        self._tensor = np.zeros((1, *runtime.input_shape), table.dtype)
+        self._out = self._tensor.reshape(transform.spec.input_shape)
+        self._shift: np.ndarray | None = None
+        codes = table.view(np.uint8)
+        if table.itemsize == 1 and (codes - codes[0] == np.arange(256)).all():
+            self._shift, self._out = np.array(codes[0]), self._out.view(np.uint8)
 
     def keep(self, sample: np.ndarray, row: int) -> np.ndarray:
         """As _Floats."""
-        np.add(sample, self._shift, out=self._row[row])
-        return self._tensors[row]
+        self._ring[row] = sample
+        if self._shift is not None:
+            np.add(sample, self._shift, out=self._out)
+        else:
+            self._table.take(sample, out=self._out, mode="clip")
+        return self._tensor
 
-    def kept(self, rows: int) -> np.ndarray:
+    def kept(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """As _Floats."""
-        return self._ring[:rows] - self._shift
+        raw = self._ring[rows]
+        return raw, self._floats[: len(raw)]
 
 
-def _lane(transform: Transform, runtime: Runtime, rows: int, dtype: np.dtype) -> _Floats | _Bytes | _Shifted:
+def _lane(transform: Transform, runtime: Runtime, room: _Room, dtype: np.dtype) -> _Floats | _Bytes:
     """The fastest way for samples of a type."""
-    values = byte_table(transform) if dtype == np.uint8 else None
-    if values is None:
-        return _Floats(transform, runtime, rows)
-    table = runtime.quantize(values)
-    if table.itemsize == 1 and (table.view(np.uint8) - table.view(np.uint8)[0] == np.arange(256)).all():
-        return _Shifted(transform, runtime, rows, table)
-    return _Bytes(transform, runtime, rows, table)
+    table = byte_table(transform) if dtype == np.uint8 else None
+    return (
+        _Floats(transform, runtime, room)
+        if table is None
+        else _Bytes(transform, runtime, room, runtime.quantize(table))
+    )
 
 
 class Steps:
-    """Infers single samples and counts them.
-
-    Attributes:
-        waiting: samples in the ring that are not counted yet.
-    """
+    """Infers single samples and counts them."""
 
     def __init__(
         self,
@@ -116,17 +118,17 @@ class Steps:
         """
         self._transform, self._runtime, self._probabilities = transform, runtime, probabilities
         self._shape = tuple(transform.spec.input_shape)
-        size = max(math.prod(self._shape), math.prod(transform.output_shape))
-        self._room = min(max(_RING_BYTES // (4 * size), 1), _ROWS)
-        self._outputs = np.zeros((self._room, 1, runtime.classes), runtime.output_type)
-        self._output = list(self._outputs)
+        self._room = _room(transform)
+        self._features = np.zeros((self._room.rows, len(spec.features)), np.float32)
+        self._outputs = np.zeros((self._room.rows, 1, runtime.classes), runtime.output_type)
         self._may_be_infinite = runtime.output_type.kind == "f"
         self._counter = Counter(spec)
-        self._lane: _Floats | _Bytes | _Shifted = _Floats(transform, runtime, self._room)
+        self._scratch: Scratch | None = None
+        self._lane: _Floats | _Bytes = _Floats(transform, runtime, self._room)
         self._keep, self._run = self._lane.keep, runtime.run
         self._dtype: np.dtype | None = None
         self._lock = threading.Lock()
-        self.waiting = 0
+        self._waiting = 0
 
     def step(self, sample: np.ndarray) -> np.ndarray:
         """Infer one sample and count it.
@@ -144,13 +146,13 @@ class Steps:
         with self._lock:
             if sample.dtype is not self._dtype or sample.shape != self._shape:
                 self._bind(sample)
-            row = self.waiting
+            row = self._waiting
             output = self._run(self._keep(sample, row))
             if self._may_be_infinite and not math.isfinite(sum(output[0].tolist())):
                 self._check(output)
-            self._output[row][...] = output
-            self.waiting = row + 1
-            if self.waiting == self._room:
+            self._outputs[row] = output
+            self._waiting = row + 1
+            if self._waiting == self._room.rows:
                 self._count()
             return output
 
@@ -179,8 +181,13 @@ class Steps:
             raise NotFiniteError("the model's output is not finite")
 
     def _count(self) -> None:
-        if self.waiting:
-            values = self._transform.apply(self._lane.kept(self.waiting))
-            outputs = self._outputs[: self.waiting, 0]
-            self._counter.add(self._transform.features(values), self._probabilities(outputs))
-            self.waiting = 0
+        """Measure and count what waits."""
+        count, self._waiting = self._waiting, 0
+        if not count:
+            return
+        self._scratch = self._scratch or self._transform.scratch(self._room.chunk)
+        for start in range(0, count, self._room.chunk):
+            rows = slice(start, min(start + self._room.chunk, count))
+            values = self._transform.apply(*self._lane.kept(rows))
+            self._features[rows] = self._transform.features(values, self._scratch)
+        self._counter.add(self._features[:count], self._probabilities(self._outputs[:count, 0]))

@@ -13,9 +13,9 @@ from contract.transform import Column, Feature, Mean, Share, Sharpness, Spread, 
 
 IMAGE: list[Feature] = [
     Mean("brightness"),
-    Share("dark", -0.5, 0.25),
+    Share("dark", high=0.25),
     Spread("contrast"),
-    Share("light", 0.25, 1.5),
+    Share("light", 0.25),
     Sharpness("sharpness"),
     Column("first", 0),
     Tilt("tilt"),
