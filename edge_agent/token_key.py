@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from edge_agent import RELEASED
 from edge_agent.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -120,6 +121,8 @@ class TokenContext(ssl.SSLContext):
             names = ["-verify_ip", server_hostname, "-noservername"]
         except ValueError:
             names = ["-verify_hostname", server_hostname, "-servername", server_hostname]
+        if time.time() < RELEASED:  # as in `identity`
+            names.append("-no_check_time")
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return Tunnel.start(["openssl", *self._arguments, *names, "-connect", place], timeout)
 

@@ -1,16 +1,13 @@
 """A device whose clock is wrong, as a process: at 1970 it goes on, at 2100 it serves what it has and says why."""
 
 import os
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_agent.status import read
-from tests.fakes import agent_bundles
+from tests.fakes import agent_bundles, wrong_clock
 from tests.fakes.agent_coordinator import AgentProcess, Coordinator
 from tests.fakes.broker_process import BrokerProcess
 
@@ -27,29 +24,11 @@ def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
     broker.stop()
 
 
-@pytest.fixture(scope="module")
-def wrong_clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that moves the wall clock of a process and of its children, TLS included."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc) to make a wrong clock with")
-    library = tmp_path_factory.mktemp("clock") / "wrong_clock.so"
-    source = Path(__file__).parents[1] / "fakes" / "wrong_clock.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    return library
-
-
-def _at(moment: float, library: Path) -> dict[str, dict[str, str]]:
-    """Options of a process that begins at that moment by its clock."""
-    faked = {"LD_PRELOAD": str(library), "WRONG_CLOCK_S": str(int(moment - time.time()))}
-    return {"env": {**os.environ, **faked}}
-
-
 def test_a_device_that_wakes_up_in_1970_connects_and_activates_what_is_signed(
-    coordinator: Coordinator, tmp_path: Path, wrong_clock: Path
+    coordinator: Coordinator, tmp_path: Path
 ) -> None:
     agent = AgentProcess(coordinator, tmp_path / "agent", "meter-1970")
-    agent.options = _at(86400.0, wrong_clock)
+    agent.options = {"env": {**os.environ, **wrong_clock.environment(tmp_path, 86400.0)}}
     agent.start()
     try:
         ref = coordinator.publish(agent_bundles.make())
@@ -62,7 +41,7 @@ def test_a_device_that_wakes_up_in_1970_connects_and_activates_what_is_signed(
 
 
 def test_a_device_at_2100_serves_what_it_has_and_goes_on_once_its_clock_is_set(
-    coordinator: Coordinator, tmp_path: Path, wrong_clock: Path
+    coordinator: Coordinator, tmp_path: Path
 ) -> None:
     agent = AgentProcess(coordinator, tmp_path / "agent", "meter-2100")
     agent.start()
@@ -71,7 +50,7 @@ def test_a_device_at_2100_serves_what_it_has_and_goes_on_once_its_clock_is_set(
     agent.wait(lambda: coordinator.receipts(agent.certificate), 60)
     assert agent.stop() == 0
 
-    agent.options = _at(YEAR_2100, wrong_clock)
+    agent.options = {"env": {**os.environ, **wrong_clock.environment(tmp_path, YEAR_2100)}}
     agent.start()
     try:
         agent.wait(lambda: "certificate has expired" in agent.log.read_text(), 60)

@@ -15,6 +15,7 @@ from coordinator import pki
 from edge_agent import certificate, signing, token_key
 from edge_agent.errors import ConfigError
 from edge_agent.identity import Identity
+from tests.fakes import wrong_clock
 from tests.fakes.broker_process import eventually
 from tests.fakes.enrolled_agent import Agent
 from tests.fakes.served_site import ServedSite
@@ -105,6 +106,30 @@ def _findings(agent: Agent) -> dict[str, dict[str, str]]:
     said = subprocess.run(command, capture_output=True, check=False, timeout=120).stdout
     found = json.loads(said)
     return {finding["check"]: finding for finding in (found["findings"] if isinstance(found, dict) else found)}
+
+
+@pytest.mark.parametrize("site", ["mosquitto"], indirect=True)
+@pytest.mark.mosquitto
+def test_with_a_clock_at_1970_it_connects_and_still_only_to_the_fleets_broker(
+    site: ServedSite, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(site, tmp_path / "agent", "meter-1", "--key", uri)
+    for name, value in wrong_clock.environment(tmp_path, 86400.0).items():
+        monkeypatch.setenv(name, value)
+    agent.start()
+    try:
+        agent.until("connected")
+    finally:
+        agent.stop()
+    pki.create(tmp_path / "other")
+    agent.folder.ca.write_bytes((tmp_path / "other" / "pki" / "ca.crt").read_bytes())
+    agent.log.unlink()
+    agent.start()
+    try:
+        assert eventually(lambda: "verify" in agent.log.read_text(), 60), agent.log.read_text()
+        assert len(agent.events("connected")) == 1
+    finally:
+        agent.stop()
 
 
 def test_what_cannot_work_is_said(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
