@@ -106,6 +106,11 @@ class Outbox:
         rows = self._rows("select body from outbox where seq = ?", seq)
         return msgspec.msgpack.decode(rows[0][0], type=Body) if rows else None
 
+    def lose(self, seq: int, dropped: Dropped) -> Dropped:
+        """A report that cannot be read goes; what went so far."""
+        rows = self._rows("select seq, priority, size, samples, part from outbox where seq = ?", seq)
+        return self._drop(rows, dropped)
+
     def forget(self, seqs: Collection[int]) -> None:
         """The coordinator has these."""
         for seq in seqs:

@@ -38,7 +38,7 @@ def open_state(path: Path, *, outbox_id: str, bounds: Outbox) -> State:
     except OSError as error:
         raise ConfigError(f"{path}: damaged, and it cannot be put aside: {error}") from error
     state = State(path, outbox_id=outbox_id, bounds=bounds)
-    state.event("damaged", f"{path.name} was damaged; a new one was begun", at=0.0)
+    state.alert("damaged", f"{path.name} was damaged; a new one was begun", at=0.0)
     return state
 
 

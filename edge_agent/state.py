@@ -206,6 +206,12 @@ class State:
             self._note_dropped(before, after)
             return seq
 
+    def alert(self, kind: str, text: str, *, at: float, model: str = "") -> None:
+        """Write an event down, and tell the coordinator of it too."""
+        with self.transaction():
+            self.event(kind, text, at=at)
+            self.report(Alert(kind=kind, text=text, model=model, at=at))
+
     def has_room(self, size: int) -> bool:
         """Whether reports of so many bytes fit without others going for them."""
         with self._lock:
@@ -241,8 +247,8 @@ class State:
             body = self._outbox.read(seq)
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError):  # the disk changed it: it can never be sent
             with self.transaction():
-                self._outbox.forget([seq])
-                self.event("damaged", f"report {seq} could not be read and is lost", at=self._clock())
+                self.put(_DROPPED, self._outbox.lose(seq, self.dropped))
+                self.alert("damaged", f"report {seq} could not be read and is lost", at=self._clock())
             return None
         return None if body is None else Report(outbox=self.outbox_id, seq=seq, body=body)
 

@@ -253,3 +253,16 @@ def test_a_heartbeat_waits_behind_reports_but_not_for_ever() -> None:
     assert not heartbeat_is_due(119.9, 100.0, 10.0, busy=True)
     assert heartbeat_is_due(120.0, 100.0, 10.0, busy=True)
     assert heartbeat_is_due(100.0, 0.0, 10.0, busy=True)  # the first word of a connection
+
+
+def test_a_report_that_the_disk_changed_is_counted_as_dropped_and_said(device: Device) -> None:
+    seq = device.state.report(window(9))
+    device.state.report(receipt())
+    device.state._rows("update outbox set body = x'c1' where seq = ?", seq)
+    assert device.state.read_report(seq) is None
+    assert device.state.dropped == Dropped(windows=1, samples=9)
+    assert device.kinds() == {"SignedReceipt": 1, "Alert": 1}
+    assert [body.kind for body in device.waiting() if isinstance(body, Alert)] == ["damaged"]
+    event = device.state.last_event("damaged")
+    assert event is not None
+    assert f"report {seq}" in event.text
