@@ -243,9 +243,9 @@ class Agent:
                 worker.join()
             self._session.close()
             try:
-                self._monitor.flush()
+                self._monitor.close()
                 self._probations.close()
-                self._state.put("connected", False)
+                self._state.note("connected", False)
             except sqlite3.Error:  # a full disk
                 _LOG.exception("what was last counted is lost")
             self._state.close()
@@ -337,13 +337,14 @@ class Agent:
         match event:
             case Connected(mqtt):
                 _LOG.info("connected to %s:%d, MQTT %s", self._config.broker_host, self._config.broker_port, mqtt)
-                self._state.put("connected", True)
+                self._state.note("connected", True)
+                self._state.note("starts", self._starts)  # again: the disk may have been full at the start
                 self._flow.reset()
                 self._hello_at = 0.0
                 self._tell("connected", broker=f"{self._config.broker_host}:{self._config.broker_port}", mqtt=mqtt)
             case Disconnected(reason):
                 _LOG.info("disconnected: %s", reason)
-                self._state.put("connected", False)
+                self._state.note("connected", False)
                 self._tell("disconnected", reason=reason)
             case Message(topic, payload):
                 try:

@@ -22,7 +22,15 @@ from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
 _FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
+_RUNS, _TRIED, _TRIES = "runs", "tried", 3
 _RECORD_S = 1.0  # what models counted is written down so often; a kill loses no more of it
+
+
+class _Tried(msgspec.Struct, frozen=True):
+    """The sample file that was begun last, and how often it was begun without an end."""
+
+    name: str
+    times: int
 
 
 class Monitor:
@@ -47,6 +55,10 @@ class Monitor:
         self._uncounted: dict[Model, profile.Counts] = {}  # what could not be written down yet
         self._recorded_rows, self._recorded_since = 0, clock()
         self._since: dict[str, float] = dict.fromkeys(state.windows(), clock())  # when something was last counted
+        # After a run that did not end well, a file is noted before it is begun: perhaps it is what crashes the agent.
+        self._careful = state.get(_RUNS, bool, False)
+        state.note(_RUNS, True)
+        self._tried = state.get(_TRIED, _Tried, _Tried("", 0))
 
     def tick(self) -> bool:
         """Process the next file, or close a window that nothing was added to for long.
@@ -69,6 +81,11 @@ class Monitor:
         except UnavailableError:  # it was taken off the device just now
             return False
         return True
+
+    def close(self) -> None:
+        """Write down what is left; the agent ends well."""
+        self.flush()
+        self._state.put(_RUNS, None)
 
     def _fed(self) -> str | None:
         """The model whose input the source is."""
@@ -157,6 +174,9 @@ class Monitor:
 
     def _process(self, model: Model, name: str) -> None:
         now = self._clock()
+        if self._careful and not self._may_try(name):
+            self._pass_over(name, f"the agent crashed {_TRIES} times while this file was inferred", now)
+            return
         try:
             read = samples.read(self._source / name)
             inference = model.infer(read.x) if len(read.x) else None
@@ -171,6 +191,14 @@ class Monitor:
             self._state.put("inferences", self._state.get("inferences", int, 0) + count)
         self._serving.count(count)
         self._done[name] = labelled
+
+    def _may_try(self, name: str) -> bool:
+        times = self._tried.times if self._tried.name == name else 0
+        if times >= _TRIES:
+            return False
+        self._tried = _Tried(name, times + 1)
+        self._state.put(_TRIED, self._tried)
+        return True
 
     def _pass_over(self, name: str, reason: str, now: float) -> None:
         _LOG.warning("sample file %s is passed over: %s", name, reason)

@@ -5,6 +5,7 @@ answered change together or not at all. What everything else stands on has check
 when the file is opened, and `recovery.open_state` begins anew.
 """
 
+import logging
 import sqlite3
 import threading
 import time
@@ -23,6 +24,7 @@ from edge_agent.errors import ConfigError, CorruptStateError
 from edge_agent.placement import Placements, seal, unseal
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value blob not null);
@@ -191,6 +193,13 @@ class State:
             self._rows("delete from meta where key = ?", key)
         else:
             self._rows("insert or replace into meta values (?, ?)", key, seal(key, value))
+
+    def note(self, key: str, value: object) -> None:
+        """As `put`, but a disk that takes nothing now is no error: the value may be lost."""
+        try:
+            self.put(key, value)
+        except sqlite3.OperationalError as error:
+            _LOG.warning("%s is not noted down: %s", key, error)
 
     # The outbox.
 

@@ -234,3 +234,22 @@ def test_a_full_disk_does_not_end_the_agent(agent: daemon.Agent, monkeypatch: py
     monkeypatch.setattr(agent._monitor, "tick", tick)
     agent.run()
     assert len(failures) == 3
+
+
+def test_an_agent_starts_on_a_disk_that_takes_nothing(folder: Folder) -> None:
+    daemon.Agent(folder)._state.close()
+    connect = sqlite3.connect
+
+    def full(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **keywords)
+        connection.execute("pragma max_page_count = 1")
+        return connection
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("edge_agent.state.sqlite3.connect", full)
+        broken.setattr("edge_agent.placement.seal", lambda _name, _value: bytes(1_000_000))
+        broken.setattr("edge_agent.state.seal", lambda _name, _value: bytes(1_000_000))
+        agent = daemon.Agent(folder)
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            agent._state.put("anything", "at all")
+        agent._state.close()

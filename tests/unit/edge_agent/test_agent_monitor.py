@@ -254,6 +254,37 @@ def test_where_nobody_confirms_for_long_windows_grow_instead_of_the_outbox(
     assert [window.counts.samples for window in _windows(parts)] == [130]
 
 
+def test_a_file_that_the_agent_crashes_with_again_and_again_is_passed_over(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _feed(parts, "000", x=agent_models.samples(5, seed=0)[0])
+    _feed(parts, "001", x=agent_models.samples(7, seed=0)[0])
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt  # as far as this process is concerned
+
+    for _ in range(4):  # the first is not noted: nobody knew
+        with monkeypatch.context() as broken:
+            broken.setattr(Model, "infer", crash)
+            with pytest.raises(KeyboardInterrupt):
+                _monitor(parts).tick()
+    monitor = _monitor(parts)
+    _run(monitor, parts)
+    assert [window.counts.samples for window in _windows(parts)] == [7]
+    event = parts.state.last_event("sample")
+    assert event is not None
+    assert "000.safetensors: the agent crashed 3 times" in event.text
+
+
+def test_after_a_run_that_ended_well_no_file_is_under_suspicion(parts: Parts) -> None:
+    for index in range(5):
+        _feed(parts, f"{index:03d}", x=agent_models.samples(5, seed=0)[0])
+        monitor = _monitor(parts)
+        assert monitor.tick()
+        monitor.close()
+        assert parts.state._rows("select 1 from meta where key = 'tried'") == []
+
+
 def test_a_window_closes_before_the_bundle_changes(parts: Parts) -> None:
     for version in (1, 2):
         bundle = agent_bundles.make(version=version)
