@@ -38,9 +38,10 @@ class Gate:
         self._config, self._state = config, state
         self._file = root / config.updates.metered_file if config.updates.metered_file else None
         self._clock, self._monotonic = clock, monotonic
-        self._said: tuple[str, int, str] | None = None
+        self._held: dict[str, tuple[int, str]] = {}  # by model: revision and reason
         self._looked: tuple[float, bool] | None = None
         self._lock = threading.Lock()
+        state.put("held", None)  # of an earlier start
 
     def check(self, model: str, revision: int) -> policy.Verdict:
         """Return where a wish may be brought about now.
@@ -50,11 +51,9 @@ class Gate:
         """
         verdict = self._verdict(self._delay_left(model, revision))
         if verdict.wait_s > 0:
-            said = model, revision, verdict.reason.partition(",")[0]
-            if said != self._said:  # once, and not with every look
-                self._said = said
-                self._state.event("held", f"{model} {verdict.reason}", at=self._clock())
+            self._note(model, (revision, verdict.reason.partition(",")[0]))
             raise HeldError(f"{model} {verdict.reason}")
+        self._note(model, None)
         return verdict
 
     def still(self, model: str) -> policy.Verdict:
@@ -63,6 +62,17 @@ class Gate:
         if verdict.wait_s > 0:
             raise HeldError(f"{model} {verdict.reason}")
         return verdict
+
+    def _note(self, model: str, held: tuple[int, str] | None) -> None:
+        """Say why a model waits: once, and not with every look."""
+        if held == self._held.get(model):
+            return
+        self._held.pop(model, None)
+        if held is not None:
+            self._held[model] = held
+            self._state.event("held", f"{model} {held[1]}", at=self._clock())
+        texts = [f"{name} {reason}" for name, (_, reason) in sorted(self._held.items())]
+        self._state.put("held", "; ".join(texts) or None)
 
     def _verdict(self, delay_left_s: float) -> policy.Verdict:
         local = time.localtime(self._clock())

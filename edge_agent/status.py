@@ -38,6 +38,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         inferences: since enrolment.
         pending_reports: not yet confirmed by the coordinator.
         certificate_ends: when the certificate expires, in seconds since the epoch; None where it cannot be read.
+        held: why an update waits by the owner's rules; empty where none does.
         last_refusal: the newest bundle that was refused, and why; empty where there is none.
     """
 
@@ -48,6 +49,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     inferences: int
     pending_reports: int
     last_refusal: str
+    held: str = ""
     certificate_ends: float | None = None
 
 
@@ -82,6 +84,7 @@ def read(root: Path) -> Status:
             inferences=state.get("inferences", int, 0),
             pending_reports=state.pending_count(),
             last_refusal=refusal.text if refusal else "",
+            held=state.get("held", str, ""),
             certificate_ends=_certificate_ends(folder),
         )
     finally:

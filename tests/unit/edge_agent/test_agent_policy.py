@@ -133,8 +133,10 @@ def test_a_gate_opens_with_its_window_and_says_once_why_it_is_closed(tmp_path: P
     event = state.last_event("held")
     assert event is not None
     assert event.text == "digits waits for the maintenance window 02:00-05:00"
+    assert state.get("held", str, "") == "digits waits for the maintenance window 02:00-05:00"
     wall.now += 1.5 * HOUR
     assert made.check("digits", 1) == policy.Verdict(0.0)
+    assert state.get("held", str, "") == ""
     wall.now += 3 * HOUR
     with pytest.raises(HeldError):
         made.still("digits")
