@@ -155,12 +155,12 @@ class Client:
         """Drop the connection without a DISCONNECT."""
         self._client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
         self._client.loop_stop()
-        self._client._sock_close()
+        self._client._reset_sockets()  # also its wake-up sockets, which it would leave to the garbage collector
 
     def stop(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
-        self._client._sock_close()
+        self._client._reset_sockets()  # also its wake-up sockets, which it would leave to the garbage collector
 
 
 def is_refused(broker: Any, name: str, **options: Any) -> bool:
