@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agent_api, agent_inference, agent_memory, agent_start, agent_update
+from benchmarks import agent_api, agent_inference, agent_memory, agent_size, agent_start, agent_update
 from benchmarks.results import Row, arguments, show
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +20,7 @@ GROUPS: dict[str, Callable[..., list[Row]]] = {  # each takes a folder to work i
     "api": agent_api.measure,
     "update": agent_update.measure,
     "memory": agent_memory.measure,
+    "size": agent_size.measure,
 }
 
 
