@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,8 @@ class Model:
                 f"the model takes {self._runtime.input_shape} and gives {self._runtime.classes} classes, "
                 f"the bundle says {self._transform.output_shape} and {self.profile.classes}"
             )
-        self._steps = Steps(self._transform, self._runtime, self.profile, self.probabilities)
+        self._calibrated = partial(_calibrated, self._runtime, self._temperature)  # it does not hold the model
+        self._steps = Steps(self._transform, self._runtime, self.profile, self._calibrated)
         self.step: Callable[[np.ndarray], np.ndarray]
         self.meter = None
 
@@ -104,26 +106,11 @@ class Model:
     @meter.setter
     def meter(self, meter: Meter | None) -> None:
         self._meter = meter
-        self.step = self._steps.step if meter is None else self._metered  # no look at it for every sample
-
-    def _metered(self, sample: np.ndarray) -> np.ndarray:
-        meter, began = self._meter, time.perf_counter()
-        if meter is None:  # it was taken away just now
-            return self._steps.step(sample)
-        try:
-            output = self._steps.step(sample)
-        except NotFiniteError:
-            meter.not_finite(1)
-            raise
-        except RuntimeModelError:
-            meter.failed(1)
-            raise
-        meter.served(1, time.perf_counter() - began, float(self.probabilities(output).max()))
-        return output
+        self.step = self._steps.step if meter is None else _metered(self._steps.step, meter, self._calibrated)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of outputs in the model's own type, shape (n, classes)."""
-        return softmax(self._runtime.dequantize(outputs), self._temperature)
+        return self._calibrated(outputs)
 
     def read(self, outputs: np.ndarray) -> np.ndarray:
         """Outputs in the model's own type as float32: the logits."""
@@ -186,6 +173,31 @@ class Broken(NamedTuple):
     ref: BundleRef
     reason: str
     on_disk: bool
+
+
+def _calibrated(runtime: Runtime, temperature: float, outputs: np.ndarray) -> np.ndarray:
+    return softmax(runtime.dequantize(outputs), temperature)
+
+
+def _metered(
+    step: Callable[[np.ndarray], np.ndarray], meter: Meter, probabilities: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A step that tells a meter how it went."""
+
+    def metered(sample: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        try:
+            output = step(sample)
+        except NotFiniteError:
+            meter.not_finite(1)
+            raise
+        except RuntimeModelError:
+            meter.failed(1)
+            raise
+        meter.served(1, time.perf_counter() - began, float(probabilities(output).max()))
+        return output
+
+    return metered
 
 
 class Seat:

@@ -1,5 +1,7 @@
 """Samples that are inferred one by one: the outputs and the counts of the batch's way, whatever comes in between."""
 
+import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -15,7 +17,9 @@ from contract.errors import TransformError
 from contract.transform import Clip, Impute, Scale, Step, Transform, TransformSpec
 from edge_agent import runtime as runtimes
 from edge_agent import steps
+from edge_agent.config import Health
 from edge_agent.errors import RuntimeModelError
+from edge_agent.health import Meter
 from edge_agent.runtime import Runtime, softmax
 from edge_agent.runtime_backend import RuntimeOptions
 from edge_agent.serving import Model
@@ -151,3 +155,18 @@ def test_an_output_stays_what_it_was_when_more_samples_come() -> None:
     kept = [model.step(sample) for sample in raw]
     assert model.probabilities(np.concatenate(kept)).tobytes() == model.infer(raw).probabilities.tobytes()
     model.take()
+
+
+@pytest.mark.parametrize("meter", [None, Meter(Health())])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_model_that_was_swapped_out_gives_its_memory_back_at_once(meter: Meter | None, dtype: Any) -> None:
+    model = Model(agent_bundles.ref(BUNDLES["int8"]), unpack(BUNDLES["int8"]), RuntimeOptions())
+    model.meter = meter
+    model.step(agent_models.samples(1, seed=0)[0][0].astype(dtype))
+    gone = weakref.ref(model), weakref.ref(model._runtime), weakref.ref(model._steps)
+    gc.disable()  # nothing may wait for it
+    try:
+        del model
+        assert [ref() for ref in gone] == [None, None, None]
+    finally:
+        gc.enable()
