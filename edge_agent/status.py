@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from contract.messages import BundleRef
+from contract.messages import BundleRef, Dropped
 from edge_agent import certificate
 from edge_agent.config import Folder, load
 from edge_agent.errors import ConfigError
@@ -37,6 +37,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         models: what serves, by name.
         inferences: since enrolment.
         pending_reports: not yet confirmed by the coordinator.
+        dropped: what left the outbox unsent, because it was too much, too old or unreadable.
         certificate_ends: when the certificate expires, in seconds since the epoch; None where it cannot be read.
         held: why an update waits by the owner's rules; empty where none does.
         last_refusal: the newest bundle that was refused, and why; empty where there is none.
@@ -48,6 +49,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Served]
     inferences: int
     pending_reports: int
+    dropped: Dropped
     last_refusal: str
     held: str = ""
     certificate_ends: float | None = None
@@ -70,6 +72,7 @@ def read(root: Path) -> Status:
             models={},
             inferences=0,
             pending_reports=0,
+            dropped=Dropped(),
             last_refusal="",
             certificate_ends=_certificate_ends(folder),
         )
@@ -83,6 +86,7 @@ def read(root: Path) -> Status:
             models=serves(state),
             inferences=state.get("inferences", int, 0),
             pending_reports=state.pending_count(),
+            dropped=state.dropped,
             last_refusal=refusal.text if refusal else "",
             held=state.get("held", str, ""),
             certificate_ends=_certificate_ends(folder),

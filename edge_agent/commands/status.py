@@ -38,6 +38,8 @@ def _run(options: argparse.Namespace) -> int:
     print(f"serves           {', '.join(serves) or 'nothing'}")
     print(f"inferences       {status.inferences}")
     print(f"pending reports  {status.pending_reports}")
+    dropped = {kind: count for kind, count in msgspec.structs.asdict(status.dropped).items() if count}
+    print(f"dropped unsent   {', '.join(f'{count} {kind}' for kind, count in dropped.items()) or 'nothing'}")
     print(f"certificate      {_certificate(status.certificate_ends)}")
     print(f"last refusal     {status.last_refusal or 'none'}")
     return 0

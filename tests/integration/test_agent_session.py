@@ -401,3 +401,34 @@ def test_an_agent_in_a_hurry_does_not_wait_for_its_pause(opened: Open, broker: B
     event(session, Disconnected)
     session.hurry()
     assert event(session, Connected)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_the_session_outlives_a_restart_of_the_broker(tmp_path: Path, version: Any) -> None:
+    """Mosquitto 2.0.11 forgets one of MQTT 5 that was opened with clean_start and an expiry."""
+    broker = BrokerProcess(tmp_path / "broker", "mosquitto")
+
+    def session() -> Session:
+        pause = Backoff(60.0, 60.0)
+        made = Session("meter-1", host="127.0.0.1", port=broker.port, tls=lambda: broker.tls("meter-1"), boot="b",
+                       protocol=version, backoff=pause)  # fmt: skip
+        made.start()
+        return made
+
+    coordinator = Client(broker, "coordinator")
+    first = session()
+    try:
+        settle(first, coordinator, "meter-1")
+        cut(first)
+        event(first, Disconnected)
+        assert coordinator.publish(topics.down("meter-1", "round"), b"work")
+        broker.stop()
+        broker.start()
+        second = session()
+        assert event(second, Message) == Message(topics.down("meter-1", "round"), b"work")
+        second.close()
+    finally:
+        first.close()
+        coordinator.stop()
+        broker.stop()

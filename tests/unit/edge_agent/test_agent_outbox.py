@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from contract import limits
 from contract.messages import Alert, BlobRef, Body, Dropped, ProfileWindow, RoundReply, SignedReceipt, UploadBlock
 from contract.profile import Counts
+from edge_agent.cli import main
 from edge_agent.config import Outbox as Bounds
 from edge_agent.outbox import _PRIORITY, Flow, heartbeat_is_due
 from edge_agent.state import State
+from tests.fakes.agent_folder import enrolled
 
 DAY = 86400.0
 
@@ -266,3 +268,13 @@ def test_a_report_that_the_disk_changed_is_counted_as_dropped_and_said(device: D
     event = device.state.last_event("damaged")
     assert event is not None
     assert f"report {seq}" in event.text
+
+
+def test_the_status_says_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = enrolled(tmp_path / "agent", tmp_path / "site")
+    state = State(folder.state, outbox_id="o", bounds=Bounds(max_bytes=limits.MESSAGE_BYTES))
+    while state.dropped.windows < 2:
+        state.report(window(5))
+    state.close()
+    assert main(["status", "--state", str(folder.root)]) == 0
+    assert "dropped unsent   2 windows, 10 samples\n" in capsys.readouterr().out
