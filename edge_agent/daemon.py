@@ -36,7 +36,7 @@ from edge_agent import __version__, config, lean, metadata, selftest, signing, t
 from edge_agent.apps import Apps
 from edge_agent.delivery import Delivery
 from edge_agent.disk import Disk
-from edge_agent.errors import ConfigError, UnavailableError
+from edge_agent.errors import ConfigError
 from edge_agent.events import Tell, silent
 from edge_agent.folder import locked, read_root, sweep
 from edge_agent.identity import Identity
@@ -53,12 +53,11 @@ from edge_agent.runtime_backend import runtime_version
 from edge_agent.serving import Serving
 from edge_agent.session import Connected, Disconnected, Event, Message, Session
 from edge_agent.slots import Slots
-from edge_agent.state import is_corruption
 from edge_agent.switch import Switch
 from edge_agent.updater import Updater
+from edge_agent.workers import BACKOFF_S, Workers
 
 _LOG = logging.getLogger(__name__)
-_BACKOFF_S = (0.5, 10.0)
 _STALE_S = 7 * 86400.0
 _PROBATION_S = 1.0
 _EXPIRE_S = 600.0
@@ -97,7 +96,7 @@ class Agent:
         self._vitals = Vitals(self._stopping, notifier or Notifier())
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
-        self._damage: sqlite3.Error | None = None
+        self._workers = Workers(self._stopping, self.stop)
         self._state = open_state(folder.state, outbox_id=uuid.uuid4().hex, bounds=self._config.outbox)
         self._starts = self._state.get("starts", int, 0) + 1
         try:
@@ -213,24 +212,20 @@ class Agent:
         Raises:
             ConfigError: the disk damaged the agent's memory; the next start puts it aside.
         """
-        workers = [
-            threading.Thread(target=self._work, args=work, name=name)
-            for name, *work in (
-                ("update", self._update, self._wake_updater),
-                ("probation", self._watch, threading.Event()),
-                ("infer", self._infer, threading.Event()),
-                ("train", self._train, self._wake_rounds),
-                ("api", self._apps.serve, threading.Event()),
-                ("renew", lambda _wake: self._renewal.work(), threading.Event()),
-                ("remote", self._remote.work, self._remote.wake),
-            )
-        ]
-        workers += self._apps.threads()
+        for name, work, wake in (
+            ("update", self._update, self._wake_updater),
+            ("probation", self._watch, threading.Event()),
+            ("infer", self._infer, threading.Event()),
+            ("train", self._train, self._wake_rounds),
+            ("api", self._apps.serve, threading.Event()),
+            ("renew", lambda _wake: self._renewal.work(), threading.Event()),
+            ("remote", self._remote.work, self._remote.wake),
+        ):
+            self._workers.add(name, work, wake)
         self._wake_rounds.set()  # an instruction may have survived the last run
         self._tell("started", device=self._config.device, bundles=self._serving.bundles())
         self._session.start()
-        for worker in workers:
-            worker.start()
+        self._workers.start(self._apps.threads())
         self._vitals.ready()
         try:
             while not self._stopping.is_set():
@@ -239,8 +234,7 @@ class Agent:
         finally:
             self._vitals.stopping()
             self.stop()
-            for worker in workers:
-                worker.join()
+            self._workers.join()
             self._session.close()
             try:
                 self._monitor.close()
@@ -250,8 +244,8 @@ class Agent:
                 _LOG.exception("what was last counted is lost")
             self._state.close()
             self._tell("stopped")
-        if self._damage is not None:
-            raise ConfigError(f"the agent's memory was damaged while it ran: {self._damage}; start it again")
+        if self._workers.damage is not None:
+            raise ConfigError(f"the agent's memory was damaged while it ran: {self._workers.damage}; start it again")
 
     def _status_line(self) -> str:
         serves = ", ".join(f"{ref.model}:{ref.version} {ref.variant}" for ref in self._serving.bundles())
@@ -263,40 +257,12 @@ class Agent:
                 self._on_event(self._session.inbox.get(timeout=0.1))
             self._speak()
         except Exception as error:  # noqa: BLE001  # a full disk now must not end the service for ever
-            self._note_damage(error)
+            self._workers.note(error)
             _LOG.exception("failed unexpectedly and goes on")
-            self._stopping.wait(_BACKOFF_S[0])
-
-    def _work(self, work: Callable[[threading.Event], None], wake: threading.Event) -> None:
-        """Call `work` until the agent ends; whatever it raises, it is tried again, later and later."""
-        delay = _BACKOFF_S[0]
-        with self._stopping.watched():
-            while not self._stopping.is_set():
-                try:
-                    work(wake)
-                    delay = _BACKOFF_S[0]
-                    continue
-                except UnavailableError as error:
-                    _LOG.info("%s; again in %.0f s", error, delay)
-                except Exception as error:  # noqa: BLE001  # one failing part must not silence the others
-                    self._note_damage(error)
-                    _LOG.exception("failed unexpectedly; again in %.0f s", delay)
-                self._stopping.wait(delay)
-                delay = min(2 * delay, _BACKOFF_S[1])
-
-    def _note_damage(self, error: Exception) -> None:
-        """A file that the disk changed is mended by the next start only."""
-        if isinstance(error, sqlite3.Error) and is_corruption(error):
-            self._damage = error
-            self.stop()
-
-    def _await(self, wake: threading.Event) -> None:
-        with self._stopping.resting():
-            wake.wait()
-        wake.clear()
+            self._stopping.wait(BACKOFF_S[0])
 
     def _update(self, wake: threading.Event) -> None:
-        self._await(wake)
+        self._workers.rest(wake)
         desired = self._desired
         if desired is None or self._stopping.is_set():
             return
@@ -331,7 +297,7 @@ class Agent:
 
     def _train(self, wake: threading.Event) -> None:
         if not self._rounds.tick():
-            self._await(wake)
+            self._workers.rest(wake)
 
     def _on_event(self, event: Event) -> None:
         match event:

@@ -29,7 +29,7 @@ from contract.messages import (
 from edge_agent import config, daemon, events, signing
 from edge_agent import folder as folders
 from edge_agent.config import Config, Folder
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, CorruptStateError
 from edge_agent.session import Disconnected, Message
 from tests.fakes import agent_folder
 
@@ -144,7 +144,7 @@ def test_a_pull_ends_at_once_when_another_bundle_is_wanted(
     monkeypatch.setattr(agent._session, "send", send)
     monkeypatch.setattr(agent._updater, "_trusted", trusted)
     agent._on_event(_down("desired", codec.encode_json(desired(1))))
-    worker = threading.Thread(target=agent._work, args=(agent._update, agent._wake_updater))
+    worker = threading.Thread(target=agent._workers.work, args=(agent._update, agent._wake_updater))
     worker.start()
     assert asked.wait(10)
     agent._on_event(_down("desired", codec.encode_json(desired(2))))
@@ -207,16 +207,22 @@ def test_a_child_runs_no_code_from_the_folder_that_the_agent_was_started_in(
     signatures.verify(folder.certificate.read_bytes(), b"payload", signing.sign(folder.key, b"payload"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [sqlite3.DatabaseError("malformed"), CorruptStateError("malformed")],
+    ids=lambda error: type(error).__name__,
+)
 def test_damage_that_shows_while_the_agent_runs_ends_it_with_a_sentence_for_the_next_start(
-    agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch
+    agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def tick() -> bool:
-        error = sqlite3.DatabaseError("database disk image is malformed")
+    if isinstance(error, sqlite3.Error):
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+    def tick() -> bool:
         raise error
 
     monkeypatch.setattr(agent._monitor, "tick", tick)
-    with pytest.raises(ConfigError, match="damaged while it ran: database disk image is malformed; start it again"):
+    with pytest.raises(ConfigError, match="damaged while it ran: malformed; start it again"):
         agent.run()
 
 
