@@ -117,8 +117,9 @@ def test_secrets_are_their_owners_alone_and_stand_in_no_log(site: ServedSite, tm
 
 
 def _is_secret(path: Path) -> bool:
-    """Everything but certificates, which everybody may see, and sockets, which say themselves who may connect."""
-    return (path.is_file() and path.suffix not in {".crt", ".pem"}) or path.is_dir()
+    """Everything but certificates, public keys and signed metadata, which everybody may see, and sockets."""
+    public = path.suffix in {".crt", ".pem", ".pub"} or path.parent.name == "metadata"
+    return path.is_dir() or (path.is_file() and not public)
 
 
 def _secrets(state: Path, agent: Agent) -> dict[str, str]:
