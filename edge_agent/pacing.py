@@ -6,6 +6,8 @@ counts as dead. So the window begins small and follows the measured rate, and si
 a block is lost.
 """
 
+from contract import limits
+
 _AHEAD_S = 4.0  # seconds of blocks that may be on their way
 _SMALLEST = 2  # one arrives while the next is asked for
 
@@ -30,9 +32,12 @@ class Pace:
         if idle:
             self._event_at = now
 
-    def arrived(self, now: float) -> None:
-        """A block came that was asked for."""
+    def arrived(self, now: float, size: int) -> None:
+        """A block of `size` bytes came that was asked for; a short one says little about the rate."""
         took, self._repeats = max(0.0, now - self._event_at), 0
+        if size < limits.BLOCK_BYTES:
+            self._event_at = now
+            return
         self._block_s = took if self._block_s is None else 0.7 * self._block_s + 0.3 * took
         self._event_at = now
 

@@ -51,7 +51,7 @@ class Pull:
         self._ask()
         with suppress(queue.Empty):
             index, data, at = self._blocks.get(timeout=poll_s)
-            self._pace.arrived(at)
+            self._pace.arrived(at, len(data))
             if self._part.accept(index, data):
                 self._progress = at
             self._asked.discard(index)
