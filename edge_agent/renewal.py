@@ -108,10 +108,14 @@ class Renewal:
                 _LOG.error("it cannot be said when the certificate must be renewed: %s", error)
                 self._stopping.wait(PAUSE_S[0])
                 return
-        if self._clock() >= self._validity.due and self._pace.may_try(time.monotonic()):
+        if self._is_due(self._validity) and self._pace.may_try(time.monotonic()):
             self._complain(self._validity)
             self._try(self._validity)
         self._stopping.wait(LOOK_S)
+
+    def _is_due(self, validity: Validity) -> bool:
+        """Whether to ask. A clock that stands before the certificate was made cannot tell, and the coordinator can."""
+        return not validity.begins <= self._clock() < validity.due
 
     def _complain(self, validity: Validity) -> None:
         if self._clock() > validity.ends and not self._told_expired:
@@ -139,7 +143,7 @@ class Renewal:
             self._renewed()
             _LOG.info("the certificate is renewed, and good until %s", _day(new.ends))
             self._tell("renewed", ends=new.ends)
-        if self._clock() >= new.due:
+        if self._is_due(new):
             self._pace.useless(time.monotonic())
             _LOG.warning(
                 "the newest certificate is good until %s, this device's clock says %s: set the clock",

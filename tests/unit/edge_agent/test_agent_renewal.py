@@ -149,9 +149,24 @@ def test_a_wrong_clock_does_not_renew_in_a_tight_loop(
         clock += renewal.LOOK_S
     assert device.sent <= 5
     assert "set the clock" in caplog.text
-    device.now = 0.0  # 1970: not yet good, and nothing to renew
+
+
+def test_a_device_at_1970_asks_now_and_then_and_keeps_a_good_certificate(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(api, tmp_path)
+    device.install(begins_days_ago=25, days=30)
+    device.answer, device.now = device.fresh, 60.0
+    clock = time.monotonic()
+    monkeypatch.setattr(renewal.time, "monotonic", lambda: clock)
     device.renewal.work()
-    assert device.sent <= 5
+    assert (device.renewed, device.names()) == (1, ["renewed"])
+    device.answer = device.folder.certificate.read_bytes
+    for _ in range(24 * 60):
+        device.renewal.work()
+        clock += renewal.LOOK_S
+    assert 3 <= device.sent <= 6
+    assert device.renewed == 1
 
 
 @pytest.mark.parametrize("what", ["another device", "another key", "another authority", "no certificate"])
