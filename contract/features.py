@@ -44,7 +44,8 @@ class Share(msgspec.Struct, frozen=True, tag_field="op", tag="share"):
     def bounds(self) -> tuple[np.float32, np.float32]:
         """As numbers, perhaps infinite."""
         low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
-        return np.float32(low), np.float32(high)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            return np.float32(low), np.float32(high)
 
 
 class Sharpness(msgspec.Struct, frozen=True, tag_field="op", tag="sharpness"):

@@ -25,8 +25,10 @@ from coordinator.broker import packets
 from coordinator.deltas.service import Deltas
 from coordinator.gateway.core import Core
 from edge_agent import config, daemon
+from edge_agent.errors import RuntimeModelError
+from edge_agent.runtime_operations import operations
 from edge_agent.session import Message
-from tests.fakes import agent_bundles
+from tests.fakes import agent_bundles, agent_models
 from tests.fakes.broker_process import device_key_and_csr
 from tests.fakes.fleet_site import Instructions, NoCommands, Site
 from tests.fuzz import apps, owner
@@ -82,6 +84,8 @@ def _contents() -> Iterator[Target]:
     yield Target("tensors", lambda data: tensors.load(data, limit=10**6), [small, parts.files["golden"]],
                  make=lambda seeds, rng: prefixed(seeds, rng, "<Q"))  # fmt: skip
     yield Target("bundle", lambda data: bundle.unpack(data, limit=10**7), [packed], make=_zip, share=0.1)
+    models = [agent_models.read(name) for name in ("int8", "float")]
+    yield Target("operations of a model", operations, models, (RuntimeModelError,), share=0.2)
     yield Target("transform", lambda data: transforms.Transform(transforms.decode(data)), [parts.files["transform"]])
     yield Target("reference profile", _reference, [parts.files["profile"]])
     yield Target("profile window", _window(spec), [_counted(spec)])

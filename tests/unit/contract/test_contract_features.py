@@ -70,6 +70,17 @@ def test_no_features_and_no_samples_give_an_empty_table() -> None:
     assert _measure(IMAGE, np.zeros((0, 2, 2, 1), np.float32)).shape == (0, len(IMAGE))
 
 
+def test_a_share_may_be_open_to_one_side_or_have_a_bound_beyond_float32() -> None:
+    features: list[Feature] = [
+        Share("all"),
+        Share("below", None, 0.5),
+        Share("above", 0.5),
+        Share("wide", -1e300, 1e300),
+    ]
+    measured = _measure(features, np.array([[0.1, 0.5, 0.7, 0.9]], np.float32))
+    np.testing.assert_allclose(measured, [[1.0, 0.25, 0.75, 1.0]])
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (1.0, 1.0 + 1e-12)])
 def test_a_share_of_an_empty_range_is_refused(low: float, high: float) -> None:
     with pytest.raises(TransformError, match="low < high"):
