@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.doctor import checks
+
 ROOT = Path(__file__).parents[3]
 UNIT = ROOT / "packaging" / "systemd" / "fieldfare-agent.service"
 
@@ -116,3 +118,8 @@ def test_the_table_of_wheels_is_about_the_locked_versions() -> None:
     locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert len(named) == 17
     assert named == {name: locked[name] for name in named}, "run packaging/wheels.py again"
+
+
+def test_the_page_about_devices_names_every_check_of_the_doctor() -> None:
+    table = (ROOT / "docs" / "devices.md").read_text().partition("| check | looks at |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [name for name, _ in checks.ALL]
