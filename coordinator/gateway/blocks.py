@@ -7,7 +7,10 @@ PER_TICK = 64  # blocks published at once, so that nothing else waits long behin
 
 
 class BlockQueue:
-    """Blocks that somebody waits for, in the order in which they were first asked for."""
+    """Blocks that somebody waits for, in the order in which they were first asked for.
+
+    One thread may ask while another takes: what is asked for just then is published after, or is due next time.
+    """
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, int], float] = {}
@@ -19,7 +22,7 @@ class BlockQueue:
 
     def due(self, now: float) -> list[tuple[str, int]]:
         """Take the blocks to publish now: asked for at least `COALESCE_S` ago, oldest first, at most `PER_TICK`."""
-        ready = [key for key, since in self._since.items() if now - since >= COALESCE_S][:PER_TICK]
+        ready = [key for key, since in list(self._since.items()) if now - since >= COALESCE_S][:PER_TICK]
         for key in ready:
             del self._since[key]
         return ready

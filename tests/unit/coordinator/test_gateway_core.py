@@ -381,3 +381,18 @@ def test_one_tick_publishes_a_bounded_number_of_blocks() -> None:
     queue.ask("a", range(PER_TICK + 5), 0.0)
     assert len(queue.due(1.0)) == PER_TICK
     assert len(queue.due(1.0)) == 5
+
+
+def test_a_block_may_be_asked_for_while_others_are_taken() -> None:
+    queue = BlockQueue()
+
+    class Asked(float):
+        """A time that is looked at just when the network thread has a request."""
+
+        def __rsub__(self, now: float) -> float:
+            queue.ask("b" * 64, [0], now)
+            return now - float(self)
+
+    queue.ask("a" * 64, [0, 1], Asked(0.0))
+    assert queue.due(COALESCE_S) == [("a" * 64, 0), ("a" * 64, 1)]
+    assert queue.due(2 * COALESCE_S) == [("b" * 64, 0)]
