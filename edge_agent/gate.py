@@ -41,7 +41,7 @@ class Gate:
         self._held: dict[str, tuple[int, str]] = {}  # by model: revision and reason
         self._looked: tuple[float, bool] | None = None
         self._lock = threading.Lock()
-        state.put("held", None)  # of an earlier start
+        state.note("held", None)  # of an earlier start; a full disk must not keep us from serving
 
     def check(self, model: str, revision: int) -> policy.Verdict:
         """Return where a wish may be brought about now.

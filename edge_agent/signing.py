@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_agent import token_key
 from edge_agent.config import Folder, load
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, UnavailableError
 
 TOKEN_S = 600.0  # a token's life: long enough for clocks that differ, short enough to be worth nothing in an old log
 
@@ -23,6 +23,7 @@ def sign(key: Path, payload: bytes) -> bytes:
 
     Raises:
         ConfigError: the key is missing or no P-256 key.
+        UnavailableError: the child cannot be started now.
     """
     return _child(key, payload=payload)
 
@@ -39,6 +40,7 @@ def token(folder: Folder, audience: str, *, lasts_s: float = TOKEN_S) -> str:
 
     Raises:
         ConfigError: no agent there, the key is missing or no P-256 key, or there is no such audience.
+        UnavailableError: the child cannot be started now.
     """
     not_after = time.time() + lasts_s
     return _child(folder.key, load(folder).device, audience, repr(not_after)).decode()
@@ -46,7 +48,10 @@ def token(folder: Folder, audience: str, *, lasts_s: float = TOKEN_S) -> str:
 
 def _child(key: Path, *arguments: str, payload: bytes = b"") -> bytes:
     command = [sys.executable, "-P", "-m", "edge_agent.signing", str(key), *arguments]  # -P: no code from where we are
-    child = subprocess.run(command, input=payload, capture_output=True, check=False)
+    try:
+        child = subprocess.run(command, input=payload, capture_output=True, check=False)
+    except OSError as error:  # no memory for it, or too many processes
+        raise UnavailableError(f"the process that signs cannot be started: {error}") from error
     if child.returncode or not child.stdout:
         complaint = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError(f"{key}: cannot sign with it ({complaint[:200]}); enrol this device again")

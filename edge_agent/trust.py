@@ -111,7 +111,10 @@ def lookup(root: bytes, metadata: Path, target: str, fetch: Fetch, *, clock: Clo
     metadata.mkdir(parents=True, exist_ok=True, mode=0o700)
     task = Task(root, str(metadata), target, clock or Clock.read())
     command = [sys.executable, "-P", "-m", "edge_agent.verifier"]  # -P: no code from the working folder
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    except OSError as error:
+        raise UnavailableError(f"the process that checks signatures cannot be started: {error}") from error
     try:
         return _converse(child, task, fetch)
     except (OSError, struct.error, MalformedError) as error:

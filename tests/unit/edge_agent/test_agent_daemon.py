@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from edge_agent import folder as folders
 from edge_agent.config import Config, Folder
 from edge_agent.errors import ConfigError, CorruptStateError
 from edge_agent.session import Disconnected, Message
+from edge_agent.state import State
 from tests.fakes import agent_folder
 
 DEVICE = "meter-1"
@@ -243,7 +244,9 @@ def test_a_full_disk_does_not_end_the_agent(agent: daemon.Agent, monkeypatch: py
 
 
 def test_an_agent_starts_on_a_disk_that_takes_nothing(folder: Folder) -> None:
-    daemon.Agent(folder)._state.close()
+    before = daemon.Agent(folder)
+    before._state.put("held", "a model that waited when the disk became full")
+    before._state.close()
     connect = sqlite3.connect
 
     def full(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
@@ -253,9 +256,19 @@ def test_an_agent_starts_on_a_disk_that_takes_nothing(folder: Folder) -> None:
 
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr("edge_agent.state.sqlite3.connect", full)
+        broken.setattr(State, "_rows", _only_reads(State._rows))
         broken.setattr("edge_agent.placement.seal", lambda _name, _value: bytes(1_000_000))
         broken.setattr("edge_agent.state.seal", lambda _name, _value: bytes(1_000_000))
         agent = daemon.Agent(folder)
         with pytest.raises(sqlite3.OperationalError, match="full"):
             agent._state.put("anything", "at all")
         agent._state.close()
+
+
+def _only_reads(rows: Callable[..., Any]) -> Callable[..., Any]:
+    def read(state: State, sql: str, *parameters: object) -> Any:
+        if sql.startswith("delete"):  # of a page that must be copied first
+            raise sqlite3.OperationalError("database or disk is full")
+        return rows(state, sql, *parameters)
+
+    return read

@@ -118,3 +118,13 @@ def test_a_key_that_cannot_sign_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("no key")
     with pytest.raises(ConfigError, match="enrol this device again"):
         signing.sign(tmp_path / "key", b"payload")
+
+
+def test_a_machine_that_starts_no_process_now_is_no_reason_to_refuse_a_bundle(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
+    with pytest.raises(UnavailableError, match="checks signatures cannot be started"):
+        _lookup(repository, tmp_path)
+    with pytest.raises(UnavailableError, match="signs cannot be started"):
+        signing.sign(tmp_path / "key", b"payload")
