@@ -16,7 +16,7 @@ from edge_agent import https, token_key
 from edge_agent.certificate import checked, public_key
 from edge_agent.config import Config, Folder, load, save
 from edge_agent.errors import ConfigError, EnrolmentError, UnavailableError
-from edge_agent.files import write_atomically
+from edge_agent.files import remove, write_atomically
 from edge_agent.identity import settle
 from edge_agent.status import is_running
 
@@ -127,6 +127,8 @@ def enrol_again(
     if not url:
         raise ConfigError(f"{folder.config} has no url; give --url https://HOST:PORT")
     key = folder.new_key if new_key or key_uri else folder.key
+    if key is folder.key:
+        remove(folder.new_key)  # of a try that failed: the certificate will not be for it
     if key_uri:
         _name_key(key, key_uri)
     else:

@@ -197,6 +197,20 @@ def test_enrolling_anew_that_fails_leaves_everything_as_it_was(api: Api, tmp_pat
     assert (folder.key.read_bytes(), folder.certificate.read_bytes()) == before
 
 
+def test_a_new_key_of_a_try_that_failed_does_not_take_the_place_of_the_one_that_is_kept(
+    api: Api, tmp_path: Path
+) -> None:
+    _enrol(api, tmp_path)
+    folder = config.Folder(tmp_path)
+    key = folder.key.read_bytes()
+    with pytest.raises(EnrolmentError, match="403"):
+        enrol_again(tmp_path, token="wrong", new_key=True)
+    enrol_again(tmp_path, token=TOKEN)
+    Identity("meter-1", folder).tls()
+    assert folder.key.read_bytes() == key
+    assert not folder.new_key.exists()
+
+
 @pytest.mark.parametrize("moves", [0, 1, 2])
 def test_a_kill_while_a_new_key_takes_its_place_leaves_a_pair_that_belongs_together(
     api: Api, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
