@@ -174,7 +174,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a delegate prints is no answer
     with suppress(OSError):  # where memory runs out, this process goes and not the agent
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    os.nice(5)
+    with suppress(OSError):  # where a service manager forbids it, it is as urgent as the agent
+        os.nice(5)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     outcome = attempt(task)
     with os.fdopen(answer, "wb") as stream:

@@ -159,7 +159,8 @@ def _evaluate(
 def main() -> None:
     """The child: one job folder in, reply and update in the same folder out."""
     folder = Path(sys.argv[1])
-    os.nice(10)
+    with suppress(OSError):  # where a service manager forbids it, it is as urgent as the agent
+        os.nice(10)
     job = codec.decode((folder / JOB).read_bytes(), Job, limit=limits.ARTIFACT_BYTES)
 
     def orphaned() -> bool:

@@ -83,6 +83,18 @@ def test_a_child_that_crashes_never_ends_or_talks_nonsense_is_a_refusal(
                 _run(path, data)
 
 
+def test_a_service_manager_that_lets_nobody_lower_a_priority_prevents_no_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = agent_bundles.make()
+    program = tmp_path / "python"
+    forbidden = "import os; os.nice = lambda _: os.stat('/proc/1/forbidden'); from edge_agent.selftest import main; main()"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{forbidden}"\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(selftest.sys, "executable", str(program))
+    assert _run(_write(tmp_path, data), data) > 0
+
+
 def test_an_agent_that_ends_does_not_wait_for_a_self_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = agent_bundles.make()
     program = tmp_path / "python"

@@ -11,6 +11,7 @@ from edge_agent.doctor import checks
 
 ROOT = Path(__file__).parents[3]
 UNIT = ROOT / "packaging" / "systemd" / "fieldfare-agent.service"
+PAGE = ROOT / "docs" / "devices.md"
 
 
 @pytest.fixture
@@ -35,17 +36,52 @@ def test_a_key_that_systemd_does_not_know_would_be_found(unit: Path) -> None:
 
 
 @pytest.mark.systemd
+def test_the_drop_ins_of_the_documentation_are_understood_with_the_unit(unit: Path) -> None:
+    drop_ins = re.findall(r"```ini\n(\[Service\].*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(drop_ins) == 1
+    folder = unit.with_name(f"{unit.name}.d")
+    folder.mkdir()
+    (folder / "devices.conf").write_text(drop_ins[0])
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "PrivateDevices=no" in drop_ins[0].splitlines()
+
+
+@pytest.mark.systemd
 def test_the_unit_is_hardened_as_the_documentation_says(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", unit]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    assert float(score) <= 1.4
+    assert float(score) <= 1.5
+    assert f"gives it {score} " in PAGE.read_text()
 
 
 def test_the_unit_starts_a_user_of_its_own_that_can_gain_nothing() -> None:
     lines = set(UNIT.read_text().splitlines())
     wanted = {"User=fieldfare", "NoNewPrivileges=yes", "ProtectSystem=strict", "MemoryMax=384M", "Type=notify"}
     assert wanted | {"CapabilityBoundingSet=", "WatchdogSec=120", "UMask=0077"} <= lines
+
+
+def _calls(*groups: str) -> set[str]:
+    """System calls of systemd's groups."""
+    if not groups:
+        return set()
+    command = ["systemd-analyze", "syscall-filter", "--no-pager", *groups]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    names = {line.strip() for line in listed if line.startswith("    ") and not line.strip().startswith("#")}
+    inner = sorted(name for name in names if name.startswith("@"))
+    return {*names, *_calls(*inner)}.difference(inner)
+
+
+@pytest.mark.systemd
+def test_the_unit_lets_self_tests_and_training_lower_their_priority() -> None:
+    allowed: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE):  # a later line prevails
+        words = line.removeprefix("~").split()
+        named = {word for word in words if word[0] != "@"}.union(_calls(*(word for word in words if word[0] == "@")))
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    assert {"setpriority", "execve", "fsync", "renameat"} <= allowed
+    assert not {"mount", "chroot", "setuid", "ptrace", "init_module", "reboot", "bpf", "setrlimit"} & allowed
 
 
 _WITHOUT_WRITABLE_CODE = """
@@ -113,7 +149,7 @@ def test_what_the_install_script_cannot_do_is_a_sentence(options: list[str], sai
 
 
 def test_the_table_of_wheels_is_about_the_locked_versions() -> None:
-    page = (ROOT / "docs" / "devices.md").read_text()
+    page = PAGE.read_text()
     named = dict(re.findall(r"^\| ([a-z0-9-]+) (\d[\w.]*) \| (?:any|none|manylinux)", page, re.MULTILINE))
     locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert len(named) == 17
@@ -121,5 +157,5 @@ def test_the_table_of_wheels_is_about_the_locked_versions() -> None:
 
 
 def test_the_page_about_devices_names_every_check_of_the_doctor() -> None:
-    table = (ROOT / "docs" / "devices.md").read_text().partition("| check | looks at |")[2].partition("\n\n")[0]
+    table = PAGE.read_text().partition("| check | looks at |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [name for name, _ in checks.ALL]
