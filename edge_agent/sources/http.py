@@ -13,7 +13,9 @@ class Options(PayloadOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Options in `agent.toml`."""
 
     name: Annotated[str, Meta(description="programs push to /v2/sources/NAME", pattern="^[A-Za-z0-9._-]{1,64}$")]
-    queue: Annotated[int, Meta(description="pushes that may wait; beyond it they are refused with 503", ge=1)] = 64
+    queue: Annotated[
+        int, Meta(description="pushes that may wait; beyond it, or 16 MiB, they are refused with 503", ge=1)
+    ] = 64
 
 
 def _open(options: Options, context: Context) -> Batches:

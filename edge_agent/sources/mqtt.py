@@ -10,6 +10,7 @@ from msgspec import Meta
 from edge_agent.errors import ConfigError, SampleError, UnavailableError
 from edge_agent.sources import payload
 from edge_agent.sources.plugin import Batch, Batches, Context, Plugin
+from edge_agent.sources.waiting import Waiting
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,16 +27,18 @@ class Options(payload.PayloadOptions, frozen=True, kw_only=True, forbid_unknown_
     certificate: Annotated[str, Meta(description="client certificate (PEM); empty: none")] = ""
     key: Annotated[str, Meta(description="its key (PEM)")] = ""
     qos: Annotated[int, Meta(description="0 or 1", ge=0, le=1)] = 0
-    queue: Annotated[int, Meta(description="messages that may wait; beyond it new ones are passed over", ge=1)] = 256
+    queue: Annotated[
+        int, Meta(description="messages that may wait; beyond it, or 16 MiB, new ones are passed over", ge=1)
+    ] = 256
 
 
 def _open(options: Options, context: Context) -> Batches:
-    inbox: queue.Queue[bytes] = queue.Queue(options.queue)
+    inbox: Waiting[bytes] = Waiting(options.queue)
     dropped = [0]
 
     def on_message(_client: Any, _data: Any, message: Any) -> None:
         try:
-            inbox.put_nowait(message.payload)
+            inbox.put(message.payload, len(message.payload))
         except queue.Full:
             dropped[0] += 1
 
@@ -51,7 +54,7 @@ def _open(options: Options, context: Context) -> Batches:
         while not context.stopping.is_set():
             lost, counted = dropped[0] - counted, dropped[0]
             if lost:
-                yield Batch(passed_over=lost, reason=f"{options.queue} messages waited already")
+                yield Batch(passed_over=lost, reason="too many messages waited already")
             try:
                 yield Batch(*payload.read(inbox.get(timeout=0.5), options))
             except queue.Empty:

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_agent.errors import ApiError, UnavailableError
 from edge_agent.sources import payload
+from edge_agent.sources.waiting import Waiting
 
 Samples = tuple[np.ndarray, np.ndarray | None]
 
@@ -18,7 +19,7 @@ class Pushes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queues: dict[str, tuple[queue.Queue[Samples], payload.PayloadOptions]] = {}
+        self._queues: dict[str, tuple[Waiting[Samples], payload.PayloadOptions]] = {}
 
     def offer(self, name: str, body: bytes) -> None:
         """Queue what a program pushed.
@@ -33,15 +34,16 @@ class Pushes:
         if found is None:
             raise ApiError(404, f"no source {name[:64]!r} of kind http; [[sources]] in agent.toml says which there are")
         waiting, options = found
+        x, y = payload.read(body, options)
         try:
-            waiting.put_nowait(payload.read(body, options))
+            waiting.put((x, y), x.nbytes + (0 if y is None else y.nbytes))
         except queue.Full as error:
-            raise UnavailableError(f"source {name}: {waiting.maxsize} pushes wait already; push more slowly") from error
+            raise UnavailableError(f"source {name}: too many pushes wait already; push more slowly") from error
 
     @contextmanager
-    def opened(self, name: str, size: int, options: payload.PayloadOptions) -> Iterator["queue.Queue[Samples]"]:
+    def opened(self, name: str, size: int, options: payload.PayloadOptions) -> Iterator[Waiting[Samples]]:
         """Take pushes under a name for as long as this is open."""
-        waiting: queue.Queue[Samples] = queue.Queue(size)
+        waiting: Waiting[Samples] = Waiting(size)
         with self._lock:
             self._queues[name] = waiting, options
         try:

@@ -245,8 +245,22 @@ def test_what_is_pushed_waits_in_a_queue_that_is_bounded() -> None:
     assert [batch.x.tolist() for batch in got if batch.x is not None] == [[1], [2]]
     with context.pushes.opened("full", 1, PayloadOptions()):
         context.pushes.offer("full", b"[1]")
-        with pytest.raises(UnavailableError, match="1 pushes wait already"):
+        with pytest.raises(UnavailableError, match="too many pushes wait already"):
             context.pushes.offer("full", b"[1]")
+
+
+def test_what_waits_is_bounded_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_agent.sources.waiting.WAITING_BYTES", 100)
+    pushes = Pushes()
+    with pushes.opened("cam", 64, PayloadOptions(format="raw", dtype="uint8")) as waiting:
+        pushes.offer("cam", bytes(300))  # a single one may be larger: else it would never come through
+        with pytest.raises(UnavailableError, match="too many pushes wait already"):
+            pushes.offer("cam", b"1")
+        assert waiting.get()[0].size == 300
+        for _ in range(2):
+            pushes.offer("cam", bytes(50))
+        with pytest.raises(UnavailableError, match="too many pushes wait already"):
+            pushes.offer("cam", b"1")
 
 
 def test_an_option_that_is_wrong_is_named() -> None:
