@@ -12,7 +12,7 @@ from pathlib import Path
 
 from contract.inference import HEADER_LENGTH
 from edge_agent.api import Answer
-from edge_agent.errors import ConfigError, UnavailableError
+from edge_agent.errors import ApiError, ConfigError, UnavailableError
 from edge_agent.identity import server_tls
 
 _LOG = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ SERVED_BY = "X-Fieldfare-Served-By"
 _ANSWER_BYTES = 16 * 1024 * 1024
 _PAUSE_S = 10.0  # after a failure nobody waits for the cloud again so soon
 _SAID_S = 3600.0
+_NO_FAULT = {200, 400, 404, 413, 422}  # what one app asks wrongly must not keep the cloud from the others
 
 
 class Cloud:
@@ -60,11 +61,15 @@ class Cloud:
             header_length: of its JSON part, where bytes follow.
 
         Raises:
-            UnavailableError: it cannot be reached, is not who it should be, or fails; it is asked again in ten seconds.
+            ApiError: `header_length` is no number.
+            UnavailableError: it has no such model; or it cannot be reached, is not who it should be, or fails, and is
+                asked again in ten seconds.
         """
         with self._lock:
             if self._clock() < self._not_before:
                 raise UnavailableError("the cloud did not answer a moment ago")
+        if header_length is not None and not (header_length.isascii() and header_length.isdigit()):
+            raise ApiError(400, f"{HEADER_LENGTH} must be a number of bytes, is {header_length[:32]!r}")
         try:
             answer = self._ask(f"/v2/models/{urllib.parse.quote(model, safe='')}/infer", body, header_length)
         except (OSError, http.client.HTTPException, ConfigError) as error:
@@ -73,6 +78,8 @@ class Cloud:
             _LOG.warning("fallback: %s: %s", self._parts.netloc, error)
             raise UnavailableError(f"the cloud at {self._parts.netloc} cannot be asked: {error}") from error
         self._say(model)
+        if answer.status == 404:
+            raise UnavailableError(f"the cloud at {self._parts.netloc} has no model {model[:64]!r}")
         return answer
 
     def _ask(self, path: str, body: bytes, header_length: str | None) -> Answer:
@@ -91,7 +98,7 @@ class Cloud:
             connection.close()
         if len(content) > _ANSWER_BYTES:
             raise http.client.HTTPException(f"its answer is longer than {_ANSWER_BYTES} bytes")
-        if response.status not in {200, 400}:  # 400 is the app's own mistake
+        if response.status not in _NO_FAULT:
             raise http.client.HTTPException(f"it answered with status {response.status}")
         answered = {SERVED_BY: "cloud"}
         if length := response.headers.get(HEADER_LENGTH):

@@ -14,7 +14,7 @@ import pytest
 from coordinator import pki
 from edge_agent.api import Api
 from edge_agent.client import Client, ClientError
-from edge_agent.errors import RuntimeModelError, UnavailableError
+from edge_agent.errors import ApiError, RuntimeModelError, UnavailableError
 from edge_agent.fallback import Cloud
 from edge_agent.probation import Probations
 from edge_agent.serving import Serving
@@ -154,6 +154,23 @@ def test_a_cloud_that_fails_is_a_clear_503_and_is_left_alone_for_a_while(tmp_pat
         assert len(cloud.seen) == 1
         cloud.status, device.now = 200, 11.0
         assert client.infer("thirds", X).served_by == "cloud"
+
+
+def test_what_one_app_asks_wrongly_does_not_keep_the_cloud_from_the_others(tmp_path: Path, cloud: CloudServing) -> None:
+    device = Device(tmp_path, cloud)
+    body = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, 4, 4, 1], "datatype": "UINT8", "data": [0] * 16}]}
+    ).encode()
+    with pytest.raises(UnavailableError, match=r"the cloud at .* has no model 'digits'"):
+        device.cloud.forward("digits", body, None)
+    assert len(device.events) == 1  # the samples have left the device all the same
+    for status in (413, 422):
+        cloud.status = status
+        assert device.cloud.forward("thirds", body, None).status == status
+    cloud.status = 200
+    with pytest.raises(ApiError, match="must be a number of bytes"):
+        device.cloud.forward("thirds", body, "1\n2")
+    assert device.cloud.forward("thirds", body, None).status == 200
 
 
 def test_a_server_that_is_not_the_clouds_gets_neither_token_nor_sample(tmp_path: Path, cloud: CloudServing) -> None:
