@@ -22,6 +22,7 @@ from edge_agent.serving import Broken, Model, Serving
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 5
 _BROKEN = 20  # inferences in a row that fail in the interpreter: then the model gives way to the slot before
+_NUMBERS = 256 * 1024  # in an output: what JSON makes of them takes forty times the memory of a model's own
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
 DEFAULT_OUTPUTS = ("probabilities", "label")
@@ -183,6 +184,9 @@ class Api:
         known = {output.name for output in _metadata(model).outputs}
         if not known.issuperset(wanted):
             raise ApiError(400, f"outputs are {', '.join(sorted(known))}; asked for {', '.join(wanted)[:200]}")
+        if len(x) * len(model.labels) > _NUMBERS:
+            most = max(_NUMBERS // len(model.labels), 1)
+            raise ApiError(413, f"{len(x)} samples at a time; this model takes {most}: send fewer")
         if len(x) == 1:
             output = model.step(x[0])
             probabilities, logits = model.probabilities(output), model.read(output)

@@ -115,6 +115,14 @@ def test_ten_megabytes_are_refused_before_they_are_read_and_the_app_learns_why(c
     assert len(client.infer("thirds", agent_models.samples(3, seed=0)[0]).labels) == 3
 
 
+def test_so_many_small_samples_that_their_answer_would_fill_the_memory_are_refused(client: Client) -> None:
+    most = 256 * 1024 // 3
+    with pytest.raises(ClientError, match=f"{most + 1} samples at a time; this model takes {most}: send") as refused:
+        client.infer("thirds", np.zeros((most + 1, 4, 4, 1), np.uint8))
+    assert refused.value.status == 413
+    assert len(client.infer("thirds", np.zeros((2, 4, 4, 1), np.uint8)).labels) == 2
+
+
 def test_what_is_not_there_is_404_and_what_cannot_serve_now_is_503(client: Client, serving: Serving) -> None:
     x, _ = agent_models.samples(1, seed=0)
     with pytest.raises(ClientError, match="no model 'digits' on this device; it has thirds") as missing:
