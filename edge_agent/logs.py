@@ -28,7 +28,9 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _MESSAGE_BYTES = 32 * 1024  # of one entry; a socket takes about 200 KiB at once
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 _SECRET = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)|(?<=Fieldfare-Device )\S+", re.DOTALL
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=Fieldfare-Device )[\w.~+/=-]+|(?<=Bearer )[\w.~+/=-]+",
+    re.DOTALL,
 )
 _FIELD_NAME = re.compile(r"[^A-Z0-9_]")
 

@@ -55,6 +55,8 @@ def _outbox_bytes(value: int) -> str:
 def _url(value: str) -> str:
     try:
         parts = urllib.parse.urlsplit(value)
+        if "@" in parts.netloc:
+            return "must hold no user and password: others can see this file's values"
         good = not value or (parts.scheme == "https" and bool(parts.hostname) and parts.port != 0)
     except ValueError:  # a port that is no number, or half an IPv6 address
         good = False

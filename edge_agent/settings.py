@@ -161,8 +161,9 @@ def _from_text(text: str, kind: Any, variable: str) -> Any:
     except KeyError as error:
         raise ConfigError(f"environment: {variable} is {text[:80]!r}; use true or false") from error
     except ValueError as error:
-        wanted = "JSON" if get_origin(kind) else "a number"
-        raise ConfigError(f"environment: {variable} is {text[:80]!r}, no {wanted.removeprefix('a ')}") from error
+        if get_origin(kind):  # a source's options may hold a password
+            raise ConfigError(f"environment: {variable} is no JSON: {error}") from error
+        raise ConfigError(f"environment: {variable} is {text[:80]!r}, no number") from error
 
 
 def _typed(value: Any, kind: Any, key: str, origin: str) -> Any:

@@ -65,6 +65,13 @@ def test_a_variable_wins_over_the_file_in_its_keys_own_type(tmp_path):
         ("threads = 0\n", {}, "{file}: threads must be greater than 0 and finite, is 0"),
         ("hello_s = nan\n", {}, "{file}: hello_s must be greater than 0 and finite, is nan"),
         ("url = 'http://x'\n", {}, "{file}: url must be https://HOST:PORT or empty, is 'http://x'"),
+        ("url = 'https://u:hidden@x'\n", {}, "{file}: url must hold no user and password"),
+        ("[api]\nfallback_url = 'https://u:hidden@x'\n", {}, "{file}: api.fallback_url must hold no user and password"),
+        (
+            "",
+            {"FIELDFARE_AGENT_SOURCES": "[{'password': 'hidden'}]"},
+            "environment: FIELDFARE_AGENT_SOURCES is no JSON",
+        ),
         ("[updates]\nmaintenance = ['2-5']\n", {}, "{file}: updates.maintenance cannot be used: '2-5' is no window"),
         ("[updates]\ntransport = 'https'\n", {}, "{file}: updates.transport is https, but url is empty"),
         (
@@ -78,7 +85,7 @@ def test_a_variable_wins_over_the_file_in_its_keys_own_type(tmp_path):
         (
             "",
             {"FIELDFARE_AGENT_UPDATES__MAINTENANCE": "03:00"},
-            "FIELDFARE_AGENT_UPDATES__MAINTENANCE is '03:00', no JSON",
+            "FIELDFARE_AGENT_UPDATES__MAINTENANCE is no JSON: Extra data",
         ),
         ("", {"FIELDFARE_AGENT_MQTT": "4"}, "environment: FIELDFARE_AGENT_MQTT: Invalid enum value '4'"),
         ("", {"FIELDFARE_AGENT_DEVICE": "Meter 1"}, "environment: FIELDFARE_AGENT_DEVICE cannot be used: device name"),
@@ -89,6 +96,7 @@ def test_what_is_wrong_is_said_with_its_place_and_the_nearest_name(tmp_path, tex
     assert checked.config is None
     assert problem.format(file=tmp_path / config.FILE) in checked.problems[0]
     assert len(checked.problems) == 1
+    assert "hidden" not in checked.problems[0]
 
 
 def test_everything_that_is_wrong_is_found_at_once(tmp_path):

@@ -126,11 +126,14 @@ def test_a_key_or_a_bearer_token_is_never_logged(style, journal, tmp_path):
     stream = io.StringIO()
     ring = logs.configure(style, "info", stream=stream, journal=str(tmp_path / "journal"))
     LOG.error("got %s", KEY, extra={"fields": {"header": "Authorization: Fieldfare-Device abc.def"}})
+    LOG.error("sent Authorization: Bearer s3cr3t")
     log_failure(f"-{KEY}")
     everything = stream.getvalue() + ring.text() + b"".join(journal.read()).decode(errors="replace")
     assert "***" in everything
     assert "MHcCAQEE" not in everything
     assert "abc.def" not in everything
+    assert "s3cr3t" not in everything
+    assert json.loads(ring.text().splitlines()[0])["header"] == "Authorization: Fieldfare-Device ***"
 
 
 def test_the_level_can_change_while_it_runs():

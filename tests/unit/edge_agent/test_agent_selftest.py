@@ -88,7 +88,7 @@ def test_a_service_manager_that_lets_nobody_lower_a_priority_prevents_no_update(
 ) -> None:
     data = agent_bundles.make()
     program = tmp_path / "python"
-    forbidden = "import os; os.nice = lambda _: os.stat('/proc/1/forbidden'); from edge_agent.selftest import main; main()"
+    forbidden = "import os; os.nice = lambda _: os.stat('/proc/no'); from edge_agent.selftest import main; main()"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{forbidden}"\n')
     program.chmod(0o700)
     monkeypatch.setattr(selftest.sys, "executable", str(program))
