@@ -89,6 +89,7 @@ if [ -d "$units" ]; then
     else
         sed -e "s|/usr/bin/edge-agent|$prefix/bin/edge-agent|" -e "s|/var/lib/fieldfare-agent|$state|" \
             -e "s|^User=.*|User=$user|" -e "s|^Group=.*|Group=$group|" \
+            -e "s|^StateDirectory=.*|ReadWritePaths=$state|" -e "/^StateDirectoryMode=/d" \
             "$here/systemd/fieldfare-agent.service" >"$unit"
     fi
     if [ -d /run/systemd/system ]; then

@@ -29,6 +29,8 @@ def test_the_script_installs_an_agent_and_a_unit_that_systemd_understands(tmp_pa
     state = (tmp_path / "state").stat()
     assert (state.st_mode & 0o777, state.st_uid != 0) == (0o700, True)
     unit = (units / "fieldfare-agent.service").read_text()
+    assert f"ReadWritePaths={tmp_path}/state\n" in unit  # everything else is read-only to the agent
+    assert "StateDirectory" not in unit
     assert f"ExecStart={tmp_path}/prefix/bin/edge-agent run --state {tmp_path}/state --log journal\n" in unit
     assert "User=nobody\n" in unit
 
