@@ -61,6 +61,7 @@ class Switch:
         self._config, self._identity, self._clock, self._tell = config, identity, clock, tell
         self._state, self._slots, self._serving = state, slots, serving
         self.lock = threading.RLock()
+        self._loaded: dict[str, Slot] = {}  # by model: that this process has loaded and survived
 
     # At the start of the agent.
 
@@ -117,7 +118,10 @@ class Switch:
                 self._state.models.put(model, msgspec.structs.replace(placement, starts=starts))
 
     def _load(self, slot: Slot) -> Model:
-        """Load a model. That it is tried is noted before, for it may crash the agent."""
+        """Load a model. That it is tried is noted before, for it may crash the agent.
+
+        One that went out of memory and comes again in the same process was tried once.
+        """
         name = slot.bundle.model
         placement = self._state.models.get(name)
         serves = placement.active == slot
@@ -125,11 +129,15 @@ class Switch:
             with self._even_on_a_full_disk():
                 self._note_starts(name, placement.starts + 1)
         model = Model(slot.bundle, self._slots.load(slot), inference_options(self._config))
-        if serves and placement.probation is not None:
+        if not serves:
+            return model
+        good, again = placement.probation is None, self._loaded.get(name) == slot
+        if not good:
             model.meter = Meter(self._config.health)
-        elif serves:
+        if good or again:
             with self._even_on_a_full_disk():
-                self._note_starts(name, 0)
+                self._note_starts(name, 0 if good else placement.starts)
+        self._loaded[name] = slot
         return model
 
     # Changes.
@@ -172,6 +180,7 @@ class Switch:
                     lambda: self._commit(ref.model, after, receipt, "activated", ""),
                     origin=self._origin(slot),
                 )
+                self._loaded[ref.model] = slot  # it counts as started
             except BaseException:
                 if on_probation:  # its slot may be gone
                     self._restore(ref.model)
@@ -192,7 +201,7 @@ class Switch:
             final: never take this bundle again.
 
         Raises:
-            RefusedError: the model has no active bundle.
+            RefusedError: the model has no active bundle; or a person wants to go back to one that the disk broke.
         """
         with self.lock:
             before = self._state.models.get(model)
@@ -206,6 +215,8 @@ class Switch:
                 try:
                     loaded = self._load(kept)
                 except (RefusedError, RuntimeModelError, MemoryError) as error:
+                    if final:
+                        raise RefusedError(f"{model}: what served before it cannot serve any more: {error}") from error
                     _LOG.warning("the slot before does not serve either: %s", error)
                     kept = None
             rollout = None if heal else bad.rollout  # a copy that the disk broke is no word on the bundle

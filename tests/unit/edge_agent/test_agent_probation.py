@@ -167,6 +167,21 @@ def test_starts_that_end_well_or_last_long_are_no_crashes(parts: Parts) -> None:
     assert parts.served() == 2
 
 
+def test_a_model_that_goes_out_of_memory_and_comes_again_was_started_once(parts: Parts) -> None:
+    _install(parts, 1, 2)
+    for _ in range(5):
+        parts.serving.reload("thirds")
+        _infer(parts)
+    assert parts.state.models.get("thirds").starts == 1
+    parts = _again(parts)
+    for _ in range(5):
+        parts.serving.reload("thirds")
+        _infer(parts)
+    parts = _again(parts)
+    assert parts.served() == 2
+    parts.state.close()
+
+
 def test_a_good_bundle_that_crashes_the_agent_while_it_is_loaded_is_taken_out_so_that_the_agent_lives(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +243,17 @@ def test_a_person_rolls_back_and_that_bundle_stays_away(parts: Parts) -> None:
     order = parts.state.models.give_order("")
     assert not _probations(parts).tick()
     assert "nothing served before" in (parts.state.models.order_answer(order) or "")
+
+
+def test_a_person_cannot_go_back_to_what_the_disk_broke(parts: Parts) -> None:
+    _install(parts, 1, 2)
+    previous = parts.state.models.get("thirds").previous
+    assert previous is not None
+    parts.slots.path(previous).write_bytes(b"broken")
+    with pytest.raises(RefusedError, match="thirds: what served before it cannot serve any more"):
+        roll_back_by_hand(parts.state, parts.switch, "")
+    _infer(parts)
+    assert parts.served() == 2
 
 
 def test_the_command_rolls_back_while_the_agent_does_not_run(parts: Parts) -> None:
