@@ -89,9 +89,17 @@ class Delivery:
         return path
 
     def check_time(self, model: str, wanted: Wanted) -> None:
-        """Return where an update may begin now, and ask ahead for its patch; errors as in `Gate.check`."""
-        self._gate.check(model, wanted.revision)
-        if self._asks and wanted.bundle is not None:
+        """Return where an update may begin now, and ask ahead for its patch; errors as in `Gate.check`.
+
+        Raises:
+            HeldError: also where only a patch may come and there is none: no byte is spent on looking again.
+        """
+        verdict = self._gate.check(model, wanted.revision)
+        if wanted.bundle is None:
+            return
+        if verdict.patches_only:
+            self._bundles.check_hope(wanted.bundle.sha256)
+        if self._asks:
             base = self._base(wanted.bundle.sha256)
             self._questions.begin(base.sha256 if base else "", wanted.bundle.sha256)
 

@@ -122,6 +122,15 @@ class Bundles:
         self._artifacts, self._ask, self._base, self._report = artifacts, ask, base, report
         self._hopeless = ""  # digest of a bundle to which there is no patch: not asked for again and again
 
+    def check_hope(self, sha256: str) -> None:
+        """Return unless it is known that there is no patch to this bundle.
+
+        Raises:
+            HeldError: there is none.
+        """
+        if self._hopeless == sha256:
+            raise HeldError(_UNPATCHED)
+
     def pull(self, blob: BlobRef, give_up: Callable[[], bool] = lambda: False, *, patch_only: bool = False) -> Path:
         """The bundle on disk, with that digest; errors as in `Artifacts.pull`.
 
@@ -135,6 +144,7 @@ class Bundles:
         if patch_only and not self._artifacts.complete(blob):
             self._hopeless = blob.sha256
             raise HeldError(_UNPATCHED)
+        self._hopeless = ""  # later there may be one
         return self._artifacts.pull(blob, give_up=give_up)
 
     def _patched(self, blob: BlobRef, give_up: Callable[[], bool], *, patch_only: bool) -> Path | None:

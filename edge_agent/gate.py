@@ -1,5 +1,6 @@
 """Holds updates back while the owner's rules say so: the shell around `policy`, with clocks and the metered file."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from edge_agent.config import Config
 from edge_agent.errors import HeldError
 from edge_agent.state import State
 
+_LOG = logging.getLogger(__name__)
 _YES = ("1", "yes", "true")
 _LOOK_S = 2.0  # how long a verdict holds while blocks come
 
@@ -70,6 +72,7 @@ class Gate:
         self._held.pop(model, None)
         if held is not None:
             self._held[model] = held
+            _LOG.info("%s %s", model, held[1])
             self._state.event("held", f"{model} {held[1]}", at=self._clock())
         texts = [f"{name} {reason}" for name, (_, reason) in sorted(self._held.items())]
         self._state.put("held", "; ".join(texts) or None)

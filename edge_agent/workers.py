@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 
-from edge_agent.errors import CorruptStateError, UnavailableError
+from edge_agent.errors import CorruptStateError, HeldError, UnavailableError
 from edge_agent.liveness import Stopping
 from edge_agent.state import is_corruption
 
@@ -53,7 +53,8 @@ class Workers:
                     delay = BACKOFF_S[0]
                     continue
                 except UnavailableError as error:
-                    _LOG.info("%s; again in %.0f s", error, delay)
+                    level = logging.DEBUG if isinstance(error, HeldError) else logging.INFO  # the gate says it once
+                    _LOG.log(level, "%s; again in %.0f s", error, delay)
                 except Exception as error:  # noqa: BLE001  # one failing part must not silence the others
                     self.note(error)
                     _LOG.exception("failed unexpectedly; again in %.0f s", delay)
