@@ -92,7 +92,7 @@ class Agent:
         self._config = config.load(folder)
         self._identity = Identity(self._config.device, folder)
         self._boot = uuid.uuid4().hex
-        self._stopping = Stopping()
+        self._stopping, self._ending = Stopping(), False
         self._vitals = Vitals(self._stopping, notifier or Notifier())
         self._desired: Desired | None = None
         self._wake_updater, self._wake_rounds = threading.Event(), threading.Event()
@@ -198,6 +198,10 @@ class Agent:
             store=self._apps.store,
         )
 
+    def end(self) -> None:
+        """As `stop`, for a signal handler: it may have interrupted whoever holds a lock that `stop` takes."""
+        self._ending = True
+
     def stop(self) -> None:
         """Ask the agent to end; `run` returns soon after."""
         self._stopping.set()
@@ -228,7 +232,7 @@ class Agent:
         self._workers.start(self._apps.threads())
         self._vitals.ready()
         try:
-            while not self._stopping.is_set():
+            while not (self._ending or self._stopping.is_set()):
                 self._listen_and_speak()
                 self._vitals.show(self._status_line(), time.monotonic())
         finally:
@@ -359,9 +363,12 @@ class Agent:
             self._hello_at = now + self._config.hello_s
         for seq in self._flow.due(self._state.pending(Flow.LOOK_AHEAD), now, on_the_way=on_the_way):
             report = self._state.read_report(seq)
-            if report is not None and self._session.send(report):
-                self._flow.sent(seq, now)
-                self._tell_window(report)
+            if report is None:
+                continue
+            if not self._session.send(report):  # too much is on its way, and what follows matters less
+                break
+            self._flow.sent(seq, now)
+            self._tell_window(report)
 
     def _tell_window(self, report: Report) -> None:
         if isinstance(report.body, ProfileWindow) and report.seq > self._told:  # not when it is sent again
@@ -407,7 +414,7 @@ def run(root: Path, *, tell: Tell = silent, log: Callable[[], str] = str) -> Non
         except sqlite3.Error as error:
             raise ConfigError(f"{folder.state}: {error}; make room on the disk, then see: edge-agent doctor") from error
         for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: agent.stop())
+            signal.signal(name, lambda *_: agent.end())
         agent.run()
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from contract.messages import (
     DeltaReply,
     DeltaRequest,
     Desired,
+    Hello,
     Instruction,
+    Report,
     SignedReceipt,
     Up,
     Wanted,
@@ -225,6 +228,34 @@ def test_damage_that_shows_while_the_agent_runs_ends_it_with_a_sentence_for_the_
     monkeypatch.setattr(agent._monitor, "tick", tick)
     with pytest.raises(ConfigError, match="damaged while it ran: malformed; start it again"):
         agent.run()
+
+
+def test_a_signal_that_interrupts_whoever_holds_a_lock_ends_the_agent(agent: daemon.Agent) -> None:
+    with agent._stopping._cond, agent._wake_updater._cond, agent._wake_rounds._cond:  # type: ignore[attr-defined]
+        agent.end()
+    agent.run()
+    assert agent._stopping.is_set()
+
+
+def test_what_a_slow_link_does_not_take_now_is_not_read_again_and_again(
+    agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = SimpleNamespace(number=1, unconfirmed=list, send=lambda message: isinstance(message, Hello))
+    monkeypatch.setattr(agent._session, "_connection", connection)
+    for _ in range(5):
+        agent._state.report(SignedReceipt(payload=b"", signature=b""))
+    read: list[int] = []
+
+    def read_report(seq: int) -> Report | None:
+        read.append(seq)
+        return State.read_report(agent._state, seq)
+
+    monkeypatch.setattr(agent._state, "read_report", read_report)
+    agent._speak()
+    assert read == [1]
+    connection.send = lambda _message: True
+    agent._speak()
+    assert read == [1, 1, 2, 3, 4, 5]
 
 
 def test_a_full_disk_does_not_end_the_agent(agent: daemon.Agent, monkeypatch: pytest.MonkeyPatch) -> None:
