@@ -89,8 +89,7 @@ def fill(tree: Path, architecture: str, wheels: Path | None) -> None:
     (tree / HOME / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (tree / HOME / "bin").mkdir()
     (tree / HOME / "bin" / "python3").symlink_to("/usr/bin/python3.11")
-    script = f"#!/{HOME}/bin/python3 -I\nimport sys\n\nfrom edge_agent.cli import main\n\nsys.exit(main())\n"
-    _write(tree / "usr/bin/edge-agent", script.encode(), executable=True)
+    _write(tree / "usr/bin/edge-agent", (HERE / "debian" / "edge-agent").read_bytes(), executable=True)
     for source, target in (
         (HERE / "systemd" / "fieldfare-agent.service", "usr/lib/systemd/system/fieldfare-agent.service"),
         (HERE / "debian" / "default", "etc/default/fieldfare-agent"),

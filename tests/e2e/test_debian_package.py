@@ -1,5 +1,6 @@
 """The Debian package, unpacked: small, whole, and an agent that serves and trains with nothing else around it."""
 
+import json
 import os
 import shutil
 import stat
@@ -94,6 +95,25 @@ def test_the_help_runs_with_nothing_of_this_environment(root: Path, python: str)
     places = done.stdout.partition("usage:")[0].split()
     assert all(place.startswith((str(root), "/usr/lib/python3")) for place in places), places
     assert (root / "usr/bin/edge-agent").read_text().startswith("#!/usr/lib/fieldfare-agent/bin/python3 -I\n")
+
+
+def test_the_command_knows_the_settings_of_the_service_for_the_services_folder_alone(
+    root: Path, python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "default").write_text('# words\nFIELDFARE_AGENT_HELLO_S="7"\nFIELDFARE_AGENT_THREADS=2\n')
+    script = tmp_path / "edge-agent"
+    text = (root / "usr/bin/edge-agent").read_text()
+    script.write_text(text.replace('"/etc/default/fieldfare-agent"', repr(str(tmp_path / "default"))))
+    for place, expected in (("var/lib/fieldfare-agent", (7.0, 3)), ("elsewhere", (10.0, 3))):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "agent.toml").write_text('device = "meter-1"\nbroker_host = "127.0.0.1"\nbroker_port = 1\n')
+        command = [python, "-I", script, "config", "check", "--state", folder, "--json"]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={"FIELDFARE_AGENT_THREADS": "3"}, cwd="/"
+        )
+        values = json.loads(done.stdout)["values"]
+        assert (values["hello_s"]["value"], values["threads"]["value"]) == expected
 
 
 def test_an_agent_from_the_package_verifies_serves_and_trains_without_being_root(root: Path, python: str) -> None:
