@@ -38,7 +38,7 @@ from edge_agent.delivery import Delivery
 from edge_agent.disk import Disk
 from edge_agent.errors import ConfigError
 from edge_agent.events import Tell, silent
-from edge_agent.folder import locked, read_root, sweep
+from edge_agent.folder import check_owner, locked, read_root, sweep
 from edge_agent.identity import Identity
 from edge_agent.liveness import Stopping, Vitals
 from edge_agent.monitor import Monitor
@@ -402,6 +402,7 @@ def run(root: Path, *, tell: Tell = silent, log: Callable[[], str] = str) -> Non
     """
     folder = config.Folder(root)
     config.load(folder)
+    check_owner(root)
     if os.geteuid() == 0:
         _LOG.warning("runs as root, which it never needs: start it as a user of its own (docs/devices.md)")
     os.umask(0o077)

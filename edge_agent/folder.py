@@ -1,6 +1,8 @@
 """The agent's folder before and while an agent runs in it: who holds it, and what an earlier one left behind."""
 
 import fcntl
+import os
+import pwd
 import shutil
 import time
 from contextlib import suppress
@@ -18,6 +20,22 @@ def locked(lock: IO[str], *, tries: int = 10) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def check_owner(root: Path) -> None:
+    """Keep root from leaving files in a folder of another user, whose agent could not read them.
+
+    Raises:
+        ConfigError: this is root, and the folder is somebody else's.
+    """
+    owner = root.stat().st_uid if root.exists() else 0
+    if os.geteuid() == 0 and owner:
+        user = f"'#{owner}'"
+        with suppress(KeyError):
+            user = pwd.getpwuid(owner).pw_name
+        raise ConfigError(
+            f"{root} belongs to {user}, and what root writes there its agent cannot read: sudo -u {user} …"
+        )
 
 
 def sweep(staging: Path, *, older_than: float) -> None:

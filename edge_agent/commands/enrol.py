@@ -47,7 +47,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from edge_agent.folder import check_owner
+
     _check(options)
+    check_owner(options.state)
     token = os.environ.get("FIELDFARE_TOKEN")
     if options.token_file:
         token = options.token_file.read_text(encoding="utf-8", errors="replace")

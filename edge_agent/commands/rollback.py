@@ -36,9 +36,11 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from edge_agent.config import Folder, load
     from edge_agent.errors import ConfigError
+    from edge_agent.folder import check_owner
     from edge_agent.state import State
 
     folder = Folder(options.state)
+    check_owner(folder.root)
     load(folder)
     if not folder.state.exists():
         raise ConfigError(f"{folder.root}: this agent has never run; there is nothing to roll back")

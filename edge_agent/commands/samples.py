@@ -26,11 +26,14 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from edge_agent import config
     from edge_agent.errors import ConfigError
+    from edge_agent.folder import check_owner
     from edge_agent.samplestore import SampleStore
     from edge_agent.status import is_running
 
     folder = config.Folder(options.state)
     settings = config.load(folder).samples
+    if options.forget:
+        check_owner(folder.root)
     if options.forget and is_running(folder.lock):
         raise ConfigError(f"{options.state}: the agent runs and would go on with them; stop it first")
     complaints: list[str] = []

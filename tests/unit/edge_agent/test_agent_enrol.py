@@ -276,3 +276,23 @@ def test_status_says_that_a_certificate_has_expired_and_what_to_do(
     folder.certificate.write_bytes(b"")
     assert main(["status", "--state", str(tmp_path)]) == 0
     assert "cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_root_leaves_no_file_in_another_users_folder_that_its_agent_could_not_read(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIELDFARE_TOKEN", TOKEN)
+    _enrol(api, tmp_path)
+    os.chown(tmp_path, 65534, 65534)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    state = ["--state", str(tmp_path)]
+    for command in (
+        ["enrol", *state, "--again"],
+        ["run", *state],
+        ["rollback", *state],
+        ["samples", *state, "--forget"],
+    ):
+        assert main(command) == 1
+        assert "belongs to nobody, and what root writes there its agent cannot read" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
