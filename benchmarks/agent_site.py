@@ -24,15 +24,17 @@ def bundle(folder: Path, units: tuple[int, ...], version: int) -> bytes:
 
 @contextmanager
 def site(
-    folder: Path, units: tuple[int, ...], *, through: Callable[[int], int] = int
+    folder: Path, units: tuple[int, ...], *, through: Callable[[int], int] = int, **settings: object
 ) -> Iterator[tuple[Coordinator, AgentProcess]]:
     """A running agent that serves version 1 of a model with these layers.
 
-    `through` gives the port at which the agent finds the broker on the port that it is given.
+    `through` gives the port at which the agent finds the broker on the port that it is given; `settings` are keys of
+    `agent.toml`.
     """
     broker = BrokerProcess(folder / "broker", "mosquitto")
     coordinator = Coordinator(broker)
-    agent = AgentProcess(coordinator, folder / "agent", "bench", **{**SETTINGS, "broker_port": through(broker.port)})
+    settings = {**SETTINGS, "broker_port": through(broker.port), **settings}
+    agent = AgentProcess(coordinator, folder / "agent", "bench", **settings)
     try:
         agent.start()
         offer(coordinator, agent, bundle(folder.parent, units, 1))

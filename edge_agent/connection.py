@@ -117,6 +117,7 @@ class Connection:
             self._on_publish,
             self._on_subscribe,
         )
+        client.on_socket_open = _at_once
         # Without this paho writes to the socket in the thread that publishes; with it, it wakes the loop.
         client.on_socket_register_write = lambda *_: None
 
@@ -291,3 +292,8 @@ class Connection:
 
 def _words(reason: Any) -> str:
     return _HINTS.get(reason.value, str(reason))
+
+
+def _at_once(_client: mqtt.Client, _data: Any, opened: Any) -> None:
+    """A question goes out now, though what went before is not acknowledged yet (Nagle waits 40 ms and more)."""
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

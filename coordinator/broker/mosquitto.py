@@ -67,6 +67,8 @@ def settings(layout: Layout) -> str:
     user = f"user {layout.user}\n" if layout.user else ""
     return f"""# Mosquitto for a Fieldfare fleet, made by `fieldfare broker config`.
 per_listener_settings false
+# small answers go out at once
+set_tcp_nodelay true
 {user}
 # Mutual TLS: a client is the common name of its certificate, as user name and as client id. Without the second a
 # device that connects with another's client id would take over that session.
