@@ -158,6 +158,7 @@ class Switch:
             on_probation = before.probation is not None and before.previous is not None
             kept = before.previous if on_probation else before.active
             now = self._clock()
+            receipt = self._sign(ref, wanted.rollout, "activated", "")  # first: where that fails, nothing is changed
             slot = Slot(
                 name=idle(kept), bundle=ref, rollout=wanted.rollout, activated_at=now, memory_bytes=memory_bytes
             )
@@ -172,7 +173,6 @@ class Switch:
                 if self._is_due(slot):
                     model = Model(ref, self._slots.load(slot), inference_options(self._config))
                     model.meter = Meter(self._config.health)
-                receipt = self._sign(ref, wanted.rollout, "activated", "")
                 after = Placement(active=slot, previous=kept, probation=Probation(), starts=1, answered=wanted.revision)
                 self._serving.swap(
                     ref.model,

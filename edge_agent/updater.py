@@ -87,14 +87,14 @@ class Updater:
             self._switch.answer(wanted, ref, "activated", "it served already")
             return
         self._check_time(model, wanted)
+        path: Path | None = None
         try:
             self._check_rollbacks(ref)
             path = self._fetch(ref, lambda: self._wanted(model) != wanted)
-            try:
-                self._switch.activate(wanted, ref, path, self._self_test(path, ref))
-            finally:
-                path.unlink(missing_ok=True)
+            self._switch.activate(wanted, ref, path, self._self_test(path, ref))
         except (RefusedError, RuntimeModelError, ContractError, OSError, MemoryError) as error:
+            if path is not None:  # after anything else it is tried again, with what came
+                path.unlink(missing_ok=True)
             reason = str(error) or type(error).__name__
             _LOG.warning("refused %s: %s", name_of(ref), reason)
             self._switch.answer(wanted, ref, "refused", reason)

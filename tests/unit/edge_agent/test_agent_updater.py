@@ -173,6 +173,34 @@ def test_nobody_answering_is_no_refusal(parts: Parts, monkeypatch: pytest.Monkey
     assert (parts.receipts(), parts.state.models.get("thirds").answered) == ([], 0)
 
 
+def test_a_bundle_whose_self_test_was_broken_off_stays_for_the_next_try(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = agent_bundles.make()
+    parts.sign(bundle)
+
+    def ends(*_: object) -> int:
+        raise UnavailableError("the agent ends")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts.updater, "_self_test", ends)
+        with pytest.raises(UnavailableError):
+            parts.want(1, bundle)
+    assert [path.read_bytes() for path in parts.folder.staging.iterdir()] == [bundle]
+    with monkeypatch.context() as broken:
+        broken.setattr(parts.switch, "_sign", ends)
+        with pytest.raises(UnavailableError):
+            parts.want(1, bundle)
+    assert [path.read_bytes() for path in parts.folder.staging.iterdir()] == [bundle]
+    parts.want(1, bundle)
+    assert parts.served() == 1
+    bad = agent_bundles.make(version=2, golden_shift=1.0)
+    parts.sign(bad)
+    parts.want(2, bad)
+    assert parts.receipts()[-1].outcome == "refused"
+    assert list(parts.folder.staging.iterdir()) == []
+
+
 def test_a_commit_that_fails_leaves_the_old_model_and_no_receipt(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     good, next_one = agent_bundles.make(), agent_bundles.make(version=2)
     for bundle in (good, next_one):
