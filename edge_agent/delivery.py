@@ -18,6 +18,8 @@ from edge_agent.slots import Slots
 from edge_agent.state import State
 from edge_agent.transfer import Transfer
 
+_PATCH_PATIENCE_S = 30.0  # a coordinator without patches does not answer; the whole bundle comes then
+
 
 class Delivery:
     """The parts that fetch, put together. `accept_*` are called by the thread that reads the session's inbox."""
@@ -61,7 +63,7 @@ class Delivery:
             )
             fill = ranges.fill
         self._artifacts = Artifacts(folder.staging, fill)
-        self._questions = Questions(link, retry_s=config.retry_s, stopping=stopping)
+        self._questions = Questions(link, retry_s=config.retry_s, patience_s=_PATCH_PATIENCE_S, stopping=stopping)
         self._asks = updates.delta
         self._slots, self._state, self._wanted = Slots(folder.slots), state, wanted
         self._bundles = Bundles(

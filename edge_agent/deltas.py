@@ -5,11 +5,7 @@ Nobody signs a patch. The SHA-256 of what it makes is the signed one, or the res
 
 import hashlib
 import os
-import queue
-import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +13,11 @@ from contract import delta
 from contract.errors import ContractError
 from contract.messages import BlobRef, DeltaReply, DeltaRequest
 from edge_agent.artifacts import Artifacts
+from edge_agent.asking import Asker
 from edge_agent.errors import HeldError, RefusedError, UnavailableError
-from edge_agent.session import Link
 
 _UNPATCHED = "waits for a network that is not metered: there is no patch from what serves"
 WORTH_BYTES = 16 * 1024  # a smaller bundle comes sooner than the answer
-_POLL_S = 0.25  # how soon a waiting request notices that the agent ends
 
 
 class Base(NamedTuple):
@@ -32,51 +27,16 @@ class Base(NamedTuple):
     sha256: str
 
 
-class Questions:
-    """Asks for patches. `accept` is called by the thread that reads the session's inbox."""
-
-    def __init__(
-        self,
-        link: Link,
-        *,
-        retry_s: float = 10.0,
-        patience_s: float = 30.0,
-        stopping: threading.Event,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            link: the session.
-            retry_s: seconds without an answer after which the question is sent again.
-            patience_s: seconds without an answer after which there is no patch.
-            stopping: set when the agent ends.
-            clock: monotonic seconds.
-        """
-        self._link = link
-        self._retry_s, self._patience_s = retry_s, patience_s
-        self._stopping, self._clock = stopping, clock
-        self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, str], queue.Queue[DeltaReply]] = {}
-        self._begun: tuple[tuple[str, str], float | None] | None = None  # what is asked already, and since when
+class Questions(Asker[tuple[str, str], DeltaReply]):
+    """Asks for patches."""
 
     def accept(self, reply: DeltaReply) -> None:
-        """An answer; one that nobody waits for is dropped."""
-        with self._lock:
-            waiting = self._waiting.get((reply.base, reply.target))
-        if waiting is not None:
-            with suppress(queue.Full):  # it has its answer
-                waiting.put_nowait(reply)
+        """An answer."""
+        self.answer((reply.base, reply.target), reply)
 
     def begin(self, base: str, target: str) -> None:
-        """Ask now what `ask` will be called with soon: on a slow link the answer comes while other things are done."""
-        sent_at = self._clock()
-        with self._lock:
-            if self._begun is not None:
-                self._waiting.pop(self._begun[0], None)
-            self._waiting[base, target] = queue.Queue(1)
-        sent = self._link.send(DeltaRequest(base=base, target=target))
-        self._begun = (base, target), sent_at if sent else None
+        """Ask now what `ask` will be called with soon."""
+        self.ask_ahead((base, target), DeltaRequest(base=base, target=target))
 
     def ask(self, base: str, target: str, give_up: Callable[[], bool]) -> BlobRef | None:
         """The patch from `base` (empty: from nothing) to `target`; None where there is none.
@@ -84,21 +44,8 @@ class Questions:
         Raises:
             UnavailableError: nobody answers.
         """
-        begun, self._begun = self._begun, None
-        asked_at = begun[1] if begun is not None and begun[0] == (base, target) else None
-        with self._lock:
-            answers = self._waiting.setdefault((base, target), queue.Queue(1))
-        try:
-            started = self._clock()
-            while self._clock() - started < self._patience_s and not self._stopping.is_set() and not give_up():
-                if asked_at is None or self._clock() - asked_at >= self._retry_s:
-                    asked_at = self._clock() if self._link.send(DeltaRequest(base=base, target=target)) else None
-                with suppress(queue.Empty):
-                    return answers.get(timeout=_POLL_S).blob
-        finally:
-            with self._lock:
-                del self._waiting[base, target]
-        raise UnavailableError(f"no answer to a question for a patch to {target[:12]}")
+        question = DeltaRequest(base=base, target=target)
+        return self.wait_for((base, target), question, f"a question for a patch to {target[:12]}", give_up).blob
 
 
 class Bundles:

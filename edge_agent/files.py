@@ -16,10 +16,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            _write(descriptor, content)
         finally:
             os.close(descriptor)
         os.replace(beside, path)  # noqa: PTH105 - every call that changes the disk goes through `os`, so that a test can break each
@@ -37,14 +34,18 @@ def append(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if new else 0), mode)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        _write(descriptor, content)
     finally:
         os.close(descriptor)
     if new:
         flush(path.parent)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
 
 
 def move(source: Path, target: Path) -> None:

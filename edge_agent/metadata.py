@@ -4,62 +4,30 @@ It travels packed (`codec.deflate`): the file that names every bundle shrinks to
 limit is held, packed or not, whatever the other side sends.
 """
 
-import queue
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from contract import codec, limits
 from contract.errors import MalformedError, TooLargeError
 from contract.messages import MetadataReply, MetadataRequest
 from edge_agent import https
+from edge_agent.asking import Asker
 from edge_agent.errors import TrustError, UnavailableError
-from edge_agent.session import Link
 from edge_agent.trust import Fetch
 
 _PACKING_BYTES = 1024  # by which packing may make incompressible content larger
-_POLL_S = 0.25  # how soon a waiting request notices that the agent ends
 _TOKEN_S = 60.0
 _SCHEME = "Fieldfare-Device"  # as in contract.signatures, which would load `cryptography`
 
 
-class Pages:
-    """Metadata over MQTT. `accept` is called by the thread that reads the session's inbox."""
-
-    def __init__(
-        self,
-        link: Link,
-        *,
-        retry_s: float = 10.0,
-        patience_s: float = 60.0,
-        stopping: threading.Event,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            link: the session.
-            retry_s: seconds without an answer after which a page is asked for again.
-            patience_s: seconds without an answer after which it is given up.
-            stopping: set when the agent ends.
-            clock: monotonic seconds.
-        """
-        self._link = link
-        self._retry_s, self._patience_s = retry_s, patience_s
-        self._stopping, self._clock = stopping, clock
-        self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, int], queue.Queue[MetadataReply]] = {}
+class Pages(Asker[tuple[str, int], MetadataReply]):
+    """Metadata over MQTT."""
 
     def accept(self, reply: MetadataReply) -> None:
-        """A page; one that nobody waits for is dropped."""
-        with self._lock:
-            waiting = self._waiting.get((reply.name, reply.offset))
-        if waiting is not None:
-            with suppress(queue.Full):  # it has its answer
-                waiting.put_nowait(reply)
+        """A page."""
+        self.answer((reply.name, reply.offset), reply)
 
     def fetch(self, name: str, limit: int) -> bytes | None:
         """One file; None where the repository has no such file.
@@ -74,7 +42,8 @@ class Pages:
         """
         content = b""
         while True:
-            reply = self._page(name, len(content))
+            question = MetadataRequest(name=name, offset=len(content))
+            reply = self.wait_for((name, len(content)), question, f"a request for {name}")
             if reply.content is None:
                 return None
             if max(reply.size, len(content) + len(reply.content)) > limit + _PACKING_BYTES:
@@ -84,24 +53,6 @@ class Pages:
             content += reply.content
             if len(content) == reply.size:
                 return _unpacked(content, name, limit)
-
-    def _page(self, name: str, offset: int) -> MetadataReply:
-        answers: queue.Queue[MetadataReply] = queue.Queue(1)
-        with self._lock:
-            self._waiting[name, offset] = answers
-        try:
-            started = self._clock()
-            asked_at = None
-            while self._clock() - started < self._patience_s and not self._stopping.is_set():
-                if asked_at is None or self._clock() - asked_at >= self._retry_s:
-                    sent = self._link.send(MetadataRequest(name=name, offset=offset))
-                    asked_at = self._clock() if sent else None
-                with suppress(queue.Empty):
-                    return answers.get(timeout=_POLL_S)
-        finally:
-            with self._lock:
-                del self._waiting[name, offset]
-        raise UnavailableError(f"no answer to a request for {name} in {self._patience_s:.0f} s")
 
 
 def over_https(url: str, ca: Path, token: Callable[[], str], *, clock: Callable[[], float] = time.monotonic) -> Fetch:
