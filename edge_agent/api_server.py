@@ -267,9 +267,9 @@ class _Conversation(BaseHTTPRequestHandler):
             body = self._read(length)
             with self.server.large:
                 answer = self._answer(body, length)
+            self._send(answer)  # until it is taken, it has its share of the memory
         finally:
             self.server.let_go(self._app, length)
-        self._send(answer)
 
     def _check(self) -> tuple[int, Answer | None]:
         """Bytes of the body, and why the request is refused before they are read."""
@@ -323,6 +323,7 @@ class _Conversation(BaseHTTPRequestHandler):
             self._discard(_DRAIN_BYTES)
 
     def _send(self, answer: Answer) -> None:
+        deadline = time.monotonic() + self.server.request_s
         self.connection.settimeout(self.server.request_s)
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
@@ -332,8 +333,12 @@ class _Conversation(BaseHTTPRequestHandler):
         if self.close_connection or self.server.stopping:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(answer.body)
+        self.wfile.write(answer.body[:_LARGE_BYTES])
         self.wfile.flush()
+        rest = memoryview(answer.body)[_LARGE_BYTES:]
+        while rest:
+            self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            rest = rest[self.connection.send(rest) :]
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses, in the protocol's words."""

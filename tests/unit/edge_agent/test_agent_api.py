@@ -63,6 +63,14 @@ def post(body: bytes | str, *headers: str, path: str = "/v2/models/thirds/infer"
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
+def large_request(samples: int) -> bytes:
+    """An inference of so many samples, answered in JSON."""
+    x = agent_models.samples(samples, seed=0)[0]
+    tensor = {"name": "x", "shape": x.shape, "datatype": "UINT8", "parameters": {"binary_data_size": x.nbytes}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    return post(header + x.tobytes(), f"Inference-Header-Content-Length: {len(header)}")
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_an_app_gets_what_the_model_says_and_each_inference_is_counted(tmp_path: Path, binary: bool) -> None:
     serving, counted = Serving(), []
@@ -507,3 +515,38 @@ def test_an_app_with_large_bodies_under_way_is_refused_another_until_one_is_thro
         slow.close()
         assert eventually(lambda: server._held.total() == 0, 60)
         assert len(client.infer("thirds", x).labels) == 5000
+
+
+def test_an_app_that_does_not_take_its_large_answers_keeps_no_more_of_them_in_memory_than_its_share(
+    tmp_path: Path, serving: Serving
+) -> None:
+    request = large_request(60_000)
+    with (
+        served(tmp_path, serving, section={"max_body_bytes": len(request)}, request_s=300.0) as server,
+        Client(socket=tmp_path / "api.sock", retries=0) as client,
+        contextlib.ExitStack() as slow,
+    ):
+        readers = [slow.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+        for reader in readers:
+            reader.connect(str(tmp_path / "api.sock"))
+            reader.sendall(request)
+        for reader in readers:
+            assert reader.recv(15) == b"HTTP/1.1 200 OK"  # the answer is there, and they take no more of it
+        with pytest.raises(ClientError, match="too many large requests at once"):
+            client.infer("thirds", agent_models.samples(60_000, seed=0)[0])
+        slow.close()
+        assert eventually(lambda: server._held.total() == 0, 60)
+
+
+def test_who_takes_a_large_answer_byte_by_byte_is_cut_off_in_time(tmp_path: Path, serving: Serving) -> None:
+    request = large_request(60_000)
+    with served(tmp_path, serving, request_s=3.0) as server, socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(tmp_path / "api.sock"))
+        reader.sendall(request)
+        assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        taken, until = 0, time.monotonic() + 60
+        while server._connections and time.monotonic() < until:
+            taken += len(reader.recv(10_000))
+            time.sleep(0.1)
+        assert not server._connections
+        assert taken < 1_500_000  # of some 4 MB
