@@ -4,6 +4,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,25 @@ def test_a_server_that_is_not_the_clouds_gets_neither_token_nor_sample(tmp_path:
     with pytest.raises(UnavailableError, match="certificate verify failed"):
         device.cloud.forward("thirds", b"{}", None)
     assert not cloud.seen
+
+
+def test_a_certificate_that_has_expired_gets_neither_token_nor_sample_whatever_the_devices_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = pki.create
+    monkeypatch.setattr(pki, "create", lambda state: create(state, datetime(2020, 1, 1, tzinfo=UTC)))
+    monkeypatch.setattr("edge_agent.identity.RELEASED", float("inf"))  # this clock is known to be wrong
+    server = CloudServing(tmp_path / "cloud")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(UnavailableError, match="certificate has expired"):
+            Device(tmp_path, server).cloud.forward("thirds", b"{}", None)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert not server.seen
 
 
 @pytest.mark.parametrize(
