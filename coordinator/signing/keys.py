@@ -33,18 +33,28 @@ def create(folder: Path, name: str, *, passphrase: str | None) -> Key:
     Raises:
         SetupError: there is such a key already, or no name for one.
     """
-    if not _NAME.fullmatch(name):
-        raise SetupError(f"key name {name[:80]!r}: use lower-case letters, digits, '.', '_' and '-'")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    claim(folder, name)
     path = folder / f"{name}.pem"
-    if path.exists() or path.with_suffix(".hsm").exists():
-        raise SetupError(f"{path}: this key exists already")
     private = Ed25519PrivateKey.generate()
     lock = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     write_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
     key = CryptoSigner(private).public_key
     write_public(folder / f"{name}.pub", key)
     return key
+
+
+def claim(folder: Path, name: str) -> None:
+    """Make the folder for a new key.
+
+    Raises:
+        SetupError: there is such a key already, or no name for one.
+    """
+    if not _NAME.fullmatch(name):
+        raise SetupError(f"key name {name[:80]!r}: use lower-case letters, digits, '.', '_' and '-'")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (folder / f"{name}.pem", folder / f"{name}.hsm"):
+        if path.exists():
+            raise SetupError(f"{path}: this key exists already")
 
 
 def ensure(folder: Path, name: str) -> CryptoSigner:

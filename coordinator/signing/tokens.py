@@ -15,7 +15,7 @@ from securesystemslib.signer import HSMSigner, Key, Signature, SSlibKey
 
 from coordinator.errors import SetupError
 from coordinator.files import write_private
-from coordinator.signing.keys import write_public
+from coordinator.signing.keys import claim, write_public
 from coordinator.signing.secrets import Ask
 
 _MODULE = "PYKCS11LIB"  # environment variable that HSMSigner reads
@@ -50,16 +50,14 @@ def register(folder: Path, name: str, uri: str, ask: Ask) -> Key:
     """Write `NAME.hsm` and `NAME.pub` of a key that is in a token.
 
     Raises:
-        SetupError: no such module, token or key, a wrong PIN, or the extra `pkcs11` is not installed.
+        SetupError: no such module, token or key, a wrong PIN, a name that will not do or is taken, or the extra
+            `pkcs11` is not installed.
     """
     found = parse_uri(uri)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{name}.hsm"
-    if path.exists() or path.with_suffix(".pem").exists():
-        raise SetupError(f"{path}: this key exists already")
+    claim(folder, name)
     with _spoken(found):
         _, key = HSMSigner.import_(found.id, found.token, lambda _what: ask(f"PIN of {found.token}"))
-    write_private(path, msgspec.json.encode(found))
+    write_private(folder / f"{name}.hsm", msgspec.json.encode(found))
     write_public(folder / f"{name}.pub", key)
     return key
 

@@ -614,3 +614,15 @@ def test_publishing_twice_changes_nothing(site: Production) -> None:
     assert again == ["1.root.json", "1.targets.json"]  # as after a kill between publishing and tidying up
     assert site.services.signing.chain() == before
     assert not list((copy / "staged").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../alice", "/tmp/alice", "", "Alice", "a" * 65])
+def test_a_key_in_a_token_and_one_in_a_file_lie_in_their_folder_under_names_that_will_do(
+    tmp_path: Path, name: str
+) -> None:
+    uri = "pkcs11:token=ops;id=%02?module-path=/no/such/module.so"
+    with pytest.raises(SetupError, match="key name"):
+        tokens.register(tmp_path / "keys", name, uri, lambda _: "1234")
+    with pytest.raises(SetupError, match="key name"):
+        keys.create(tmp_path / "keys", name, passphrase=None)
+    assert list(tmp_path.iterdir()) == []
