@@ -54,6 +54,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         probation: of the active bundle; None once it is good.
         starts: of the agent with the active bundle that nobody knows to have gone well, the one in progress included.
         answered: revision of the last wish that was fulfilled or refused; 0 before the first.
+        tried: digest of the bundle that is being taken up, empty where none is.
+        tries: how often the agent began to take it up and did not get to the end of it, this time included.
     """
 
     active: Slot | None = None
@@ -61,6 +63,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     probation: Probation | None = None
     starts: int = 0
     answered: int = 0
+    tried: str = ""
+    tries: int = 0
 
 
 class Rollbacks(msgspec.Struct, frozen=True, kw_only=True):

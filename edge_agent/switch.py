@@ -165,8 +165,7 @@ class Switch:
             # From here on only `kept` is pointed to, so that the other slot may be written.
             probation = None if on_probation else before.probation
             narrowed = Placement(active=kept, probation=probation, answered=before.answered)
-            if narrowed != before:
-                self._state.models.put(ref.model, narrowed)
+            self._state.models.put(ref.model, self._one_more_try(before, narrowed, ref))
             try:
                 self._slots.stage(slot, file)
                 model = None
@@ -181,12 +180,27 @@ class Switch:
                     origin=self._origin(slot),
                 )
                 self._loaded[ref.model] = slot  # it counts as started
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Exception):  # no crash
+                    with self._even_on_a_full_disk():
+                        self._state.models.put(ref.model, narrowed)
                 if on_probation:  # its slot may be gone
                     self._restore(ref.model)
                 raise
         _LOG.info("activated %s", name_of(ref))
         self._tell("activated", bundle=ref, rollout=wanted.rollout)
+
+    def _one_more_try(self, before: Placement, narrowed: Placement, ref: BundleRef) -> Placement:
+        """Note that a bundle is being taken up: it passed its self-test in a child, and may crash the agent yet.
+
+        Raises:
+            RefusedError: it did, again and again.
+        """
+        tries = before.tries if before.tried == ref.sha256 else 0
+        if tries > self._config.health.max_crashes:
+            self._state.models.put(ref.model, msgspec.structs.replace(before, tried="", tries=0))
+            raise RefusedError(f"the agent crashed {tries} times in a row while it took it up")
+        return msgspec.structs.replace(narrowed, tried=ref.sha256, tries=tries + 1)
 
     def roll_back(
         self, model: str, reason: str, *, of: Slot | None = None, heal: bool = False, final: bool = False

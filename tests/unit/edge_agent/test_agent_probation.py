@@ -1,5 +1,6 @@
 """A new bundle is on probation: it becomes good, or gives way to the one before and does not come again and again."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -202,6 +203,50 @@ def test_a_good_bundle_that_crashes_the_agent_while_it_is_loaded_is_taken_out_so
     assert parts.served() is None
     assert _outcomes(parts)[-1] == ("rolled-back", 1)
     assert parts.state.models.get("thirds").answered == 0  # the wish is tried again, and the self-test decides
+
+
+def test_a_bundle_that_crashes_the_agent_whenever_it_is_taken_up_is_refused_in_the_end(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(parts, 1)
+    parts.settle()
+    second = agent_bundles.make(version=2)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt  # as far as this process is concerned
+
+    for _ in range(3):
+        parts.sign(second)
+        with monkeypatch.context() as broken:
+            broken.setattr("edge_agent.switch.Model", crash)
+            with pytest.raises(KeyboardInterrupt):
+                parts.want(2, second)
+        parts = _again(parts)
+        assert parts.served() == 1
+    parts.sign(second)
+    parts.want(2, second)
+    assert _outcomes(parts)[-1] == ("refused", 2)
+    assert "crashed 3 times in a row while it took it up" in parts.receipts()[-1].reason
+    parts.want(3, second)  # a new wish is a new chance
+    assert parts.served() == 2
+    parts.state.close()
+
+
+def test_what_keeps_a_bundle_from_being_taken_up_is_no_crash(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(parts, 1)
+    second = agent_bundles.make(version=2)
+    parts.sign(second)
+
+    def busy(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    for _ in range(5):
+        with monkeypatch.context() as broken:
+            broken.setattr(parts.switch, "_commit", busy)
+            with pytest.raises(sqlite3.OperationalError):
+                parts.want(2, second)
+    parts.want(2, second)
+    assert parts.served() == 2
 
 
 def test_another_bundle_during_probation_leaves_the_good_one_as_the_fallback(parts: Parts) -> None:
