@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from contract import limits, messages
+from edge_agent.config import Health
 from edge_agent.status import read
 from tests.fakes import agent_bundles, agent_models
 from tests.fakes.agent_coordinator import AgentProcess, Coordinator
@@ -32,7 +33,8 @@ def coordinator(broker: BrokerProcess) -> Iterator[Coordinator]:
 
 @pytest.fixture
 def agent(coordinator: Coordinator, tmp_path: Path) -> Iterator[AgentProcess]:
-    running = AgentProcess(coordinator, tmp_path / "agent", "meter-1")
+    health = Health(max_crashes=1000)  # here the model is not to blame for the kills
+    running = AgentProcess(coordinator, tmp_path / "agent", "meter-1", health=health)
     yield running
     assert running.stop() == 0, running.log.read_text()
 
