@@ -9,12 +9,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from edge_agent import ranges, settings
+from edge_agent import logs, ranges, settings
 from edge_agent.errors import ConfigError
 from edge_agent.files import write_atomically
 
@@ -285,10 +286,21 @@ def redacted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_secrets(entry) for entry in value]
+        return ["***" if _gives(*pair) else _without_secrets(pair[1]) for pair in pairwise(["", *value])]
+    if isinstance(value, str):
+        return logs.scrubbed(value)
     if isinstance(value, dict):
         return {key: "***" if _SECRET.search(key) else _without_secrets(entry) for key, entry in value.items()}
     return value
+
+
+def _gives(before: Any, entry: Any) -> bool:
+    """Whether an argument of a command gives a password, as in `--password X` and `--password=X`."""
+    if not isinstance(entry, str):
+        return False
+    name, equals, _ = entry.partition("=")
+    flag = isinstance(before, str) and before.startswith("-") and "=" not in before
+    return bool((equals and _SECRET.search(name)) or (flag and _SECRET.search(before)))
 
 
 def save(folder: Folder, config: Config) -> None:

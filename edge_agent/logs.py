@@ -29,7 +29,8 @@ _MESSAGE_BYTES = 32 * 1024  # of one entry; a socket takes about 200 KiB at once
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 _SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=Fieldfare-Device )[\w.~+/=-]+|(?<=Bearer )[\w.~+/=-]+",
+    r"|(?<=Fieldfare-Device )[\w.~+/=-]+|(?<=Bearer )[\w.~+/=-]+"
+    r"|(?<=://)[^/@\s\"]+(?=@)",
     re.DOTALL,
 )
 _FIELD_NAME = re.compile(r"[^A-Z0-9_]")
@@ -90,7 +91,7 @@ def _leads_to_journal(stream: TextIO) -> bool:
 
 
 def scrubbed(text: str) -> str:
-    """Text without private keys and bearer tokens; nobody should log them, and nobody shall read them."""
+    """Text without private keys, bearer tokens and passwords in addresses; nobody should log them, or read them."""
     return _SECRET.sub("***", text)
 
 

@@ -156,12 +156,16 @@ def test_more_commands_than_fit_are_left_to_come_again(stage):
 
 def test_an_archive_holds_no_key_no_password_and_no_sample(stage, monkeypatch):
     text = '\n[[sources]]\nkind = "mqtt"\noptions = {password = "hunter2"}\n'
+    camera = ["view", "rtsp://admin:hunter2@cam/1", "--password", "hunter2", "--token=hunter2", "--size", "640"]
+    text += f'\n[[sources]]\nkind = "command"\noptions = {{command = {json.dumps(camera)}}}\n'
     stage.folder.config.write_text(stage.folder.config.read_text() + text)
     secret = stage.folder.key.read_text()
     stage.state.event("odd", secret, at=1.0)
-    content = diagnostics.archive(stage.folder.root, json.dumps({"message": secret}) + "\n", environment={})
+    log = json.dumps({"message": f"{secret} rtsp://admin:hunter2@cam"}) + "\n"
+    content = diagnostics.archive(stage.folder.root, log, environment={})
     everything = "".join(files(content).values())
     assert "hunter2" not in everything
+    assert "640" in everything
     for line in secret.splitlines():
         assert line not in everything
     assert "PRIVATE KEY" not in everything
