@@ -4,7 +4,9 @@ Open Inference Protocol v2. Inputs are raw samples, as a sample file holds them:
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -25,7 +27,10 @@ _BROKEN = 20  # inferences in a row that fail in the interpreter: then the model
 _NUMBERS = 256 * 1024  # in an output: what JSON makes of them takes forty times the memory of a model's own
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
+LARGE_BYTES = 64 * 1024  # of a body; of larger ones, one at a time is taken apart
 DEFAULT_OUTPUTS = ("probabilities", "label")
+
+AddSamples = Callable[[str, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Api:
         serving: Serving,
         *,
         record: Callable[[Model, int], None],
-        add_samples: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
+        add_samples: AddSamples | None = None,
         forward: Callable[[str, bytes, str | None], Answer] | None = None,
         push: Callable[[str, bytes], None] | None = None,
     ) -> None:
@@ -66,6 +71,7 @@ class Api:
         """
         self._serving, self._record = serving, record
         self._failures: dict[str, int] = {}  # in a row, by model
+        self._large = threading.Lock()
         self._add_samples, self._forward, self._push = add_samples, forward, push
 
     def answer(self, method: str, target: str, body: bytes = b"", header_length: str | None = None) -> Answer:
@@ -103,7 +109,8 @@ class Api:
             case ["v2", "repository", "index"] if method in {"GET", "POST"}:
                 return _json([self._index(name) for name in self._serving.names()])
             case ["v2", "sources", name] if method == "POST" and self._push is not None:
-                self._push(name, body)
+                with self._turn(body):
+                    self._push(name, body)
                 return _json({"queued": True}, 202)
             case ["v2", "models", name, *rest]:
                 return self._model_route(method, name, rest, body, header_length)
@@ -157,16 +164,25 @@ class Api:
     def _infer(self, name: str, version: str | None, body: bytes, header_length: str | None) -> Answer:
         if self._serving.ref(name) is None:
             return self._elsewhere(name, body, header_length, self._missing(name))
-        request = inference.decode_request(body, _length(header_length))
-        x = _only(request, ["x"])["x"]
         try:
-            with self._serving.use(name) as model:
-                _check_version(model.ref, version)
-                outputs = self._outputs(model, x, request)
+            with self._turn(body):
+                answer = self._infer_here(name, version, body, header_length)
         except (UnavailableError, RuntimeModelError) as error:
             self._note_failure(name, error)
             return self._elsewhere(name, body, header_length, error)
         self._failures.pop(name, None)
+        return answer
+
+    def _turn(self, body: bytes) -> AbstractContextManager[object]:
+        """Within it a body is taken apart: one large one at a time, since numbers take many times the memory."""
+        return self._large if len(body) > LARGE_BYTES else nullcontext()
+
+    def _infer_here(self, name: str, version: str | None, body: bytes, header_length: str | None) -> Answer:
+        request = inference.decode_request(body, _length(header_length))
+        x = _only(request, ["x"])["x"]
+        with self._serving.use(name) as model:
+            _check_version(model.ref, version)
+            outputs = self._outputs(model, x, request)
         content, length = inference.encode_response(
             model=name,
             version=str(model.ref.version),
@@ -231,6 +247,10 @@ class Api:
         if self._add_samples is None:
             raise ApiError(501, "this device keeps no samples; samples.quota_bytes in agent.toml says how many it may")
         model = self._model(name, None)
+        with self._turn(body):
+            return self._keep(model, body, header_length, self._add_samples)
+
+    def _keep(self, model: Model, body: bytes, header_length: str | None, add: AddSamples) -> Answer:
         arrays = _only(inference.decode_request(body, _length(header_length)), ["x", "y"])
         x, y = arrays["x"], arrays["y"]
         if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
@@ -238,7 +258,7 @@ class Api:
         if y.min() < 0 or y.max() >= len(model.labels):
             raise SampleError(f"a label is outside 0 to {len(model.labels) - 1}")
         model.check(x)
-        self._add_samples(name, x, y.astype(np.int64))
+        add(model.ref.model, x, y.astype(np.int64))
         return _json({"accepted": len(x)})
 
 

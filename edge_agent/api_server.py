@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.inference import HEADER_LENGTH
-from edge_agent.api import Answer, Api, refusal
+from edge_agent.api import LARGE_BYTES, Answer, Api, refusal
 from edge_agent.api_rate import Rates
 from edge_agent.config import Config
 from edge_agent.errors import UnavailableError
@@ -29,8 +29,7 @@ _LOG = logging.getLogger(__name__)
 _CONNECTIONS = 64
 _CONNECTIONS_PER_APP = 32
 _HEAD_BYTES = 32 * 1024
-_LARGE_BYTES = 64 * 1024  # of larger bodies a few may be in memory, and one at a time is taken apart
-_LARGE_BODIES, _LARGE_BODIES_PER_APP = 4, 2  # of the largest size
+_LARGE_BODIES, _LARGE_BODIES_PER_APP = 4, 2  # that may be in memory, of the largest size
 _DRAIN_BYTES = 64 * 1024 * 1024
 _IDLE_S = 60.0
 _REQUEST_S = 15.0
@@ -53,7 +52,6 @@ class ApiServer:
         self.request_s = request_s
         self.max_body_bytes = config.api.max_body_bytes
         self.rates = Rates(rate_per_s=config.api.rate_per_s, burst=config.api.burst)
-        self.large = threading.Lock()
         self._held: Counter[str] = Counter()  # bytes of large bodies, by app
         self.stopping = False
         self.port = config.api.http_port
@@ -252,7 +250,7 @@ class _Conversation(BaseHTTPRequestHandler):
             self._discard(length)
             text = f"too many requests; wait {wait} s (api.rate_per_s and api.burst in agent.toml)"
             self._send(refusal(429, text, Retry_After=str(wait)))
-        elif length > _LARGE_BYTES:
+        elif length > LARGE_BYTES:
             self._serve_large(length)
         else:
             self._send(self._answer(self._read(length), length))
@@ -264,10 +262,7 @@ class _Conversation(BaseHTTPRequestHandler):
             self._hang_up()
             return
         try:
-            body = self._read(length)
-            with self.server.large:
-                answer = self._answer(body, length)
-            self._send(answer)  # until it is taken, it has its share of the memory
+            self._send(self._answer(self._read(length), length))  # until it is taken, it has its share of the memory
         finally:
             self.server.let_go(self._app, length)
 
@@ -333,9 +328,9 @@ class _Conversation(BaseHTTPRequestHandler):
         if self.close_connection or self.server.stopping:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(answer.body[:_LARGE_BYTES])
+        self.wfile.write(answer.body[:LARGE_BYTES])
         self.wfile.flush()
-        rest = memoryview(answer.body)[_LARGE_BYTES:]
+        rest = memoryview(answer.body)[LARGE_BYTES:]
         while rest:
             self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
             rest = rest[self.connection.send(rest) :]

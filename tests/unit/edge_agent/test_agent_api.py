@@ -20,6 +20,7 @@ import pytest
 from contract.errors import ContractError
 from edge_agent import api_server
 from edge_agent import client as client_module
+from edge_agent.api import Answer
 from edge_agent.client import Client, ClientError
 from edge_agent.errors import UnavailableError
 from edge_agent.serving import Model, Serving
@@ -550,3 +551,29 @@ def test_who_takes_a_large_answer_byte_by_byte_is_cut_off_in_time(tmp_path: Path
             time.sleep(0.1)
         assert not server._connections
         assert taken < 1_500_000  # of some 4 MB
+
+
+def test_a_slow_cloud_keeps_no_large_request_for_a_model_that_serves_here_waiting(
+    tmp_path: Path, serving: Serving
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def forward(_model: str, _body: bytes, _length: str | None) -> Answer:
+        asked.set()
+        assert answers.wait(60)
+        return Answer(200, b"{}")
+
+    x = agent_models.samples(10_000, seed=0)[0]
+    with (
+        served(tmp_path, serving, forward=forward),
+        Client(socket=tmp_path / "api.sock", retries=0, timeout_s=20.0) as client,
+        socket.socket(socket.AF_UNIX) as elsewhere,
+    ):
+        elsewhere.connect(str(tmp_path / "api.sock"))
+        elsewhere.sendall(large_request(10_000).replace(b"/v2/models/thirds/", b"/v2/models/digits/"))
+        try:
+            assert asked.wait(60)
+            assert len(client.infer("thirds", x).labels) == 10_000
+        finally:
+            answers.set()
+        assert elsewhere.recv(15) == b"HTTP/1.1 200 OK"
