@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.doctor import checks
+from tests.fakes import system_calls
 
 ROOT = Path(__file__).parents[3]
 UNIT = ROOT / "packaging" / "systemd" / "fieldfare-agent.service"
@@ -62,24 +63,9 @@ def test_the_unit_starts_a_user_of_its_own_that_can_gain_nothing() -> None:
     assert wanted | {"CapabilityBoundingSet=", "WatchdogSec=120", "UMask=0077"} <= lines
 
 
-def _calls(*groups: str) -> set[str]:
-    """System calls of systemd's groups."""
-    if not groups:
-        return set()
-    command = ["systemd-analyze", "syscall-filter", "--no-pager", *groups]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
-    names = {line.strip() for line in listed if line.startswith("    ") and not line.strip().startswith("#")}
-    inner = sorted(name for name in names if name.startswith("@"))
-    return {*names, *_calls(*inner)}.difference(inner)
-
-
 @pytest.mark.systemd
 def test_the_unit_lets_self_tests_and_training_lower_their_priority() -> None:
-    allowed: set[str] = set()
-    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE):  # a later line prevails
-        words = line.removeprefix("~").split()
-        named = {word for word in words if word[0] != "@"}.union(_calls(*(word for word in words if word[0] == "@")))
-        allowed = allowed - named if line.startswith("~") else allowed | named
+    allowed = system_calls.allowed()
     assert {"setpriority", "execve", "fsync", "renameat"} <= allowed
     assert not {"mount", "chroot", "setuid", "ptrace", "init_module", "reboot", "bpf", "setrlimit"} & allowed
 
