@@ -77,7 +77,6 @@ class State:
     """The agent's memory on disk. Safe to use from several threads; open it once a process.
 
     Attributes:
-        created: it was not there before, or empty.
         models: where each model stands.
     """
 
@@ -108,7 +107,6 @@ class State:
         self._clock, self._monotonic = clock, monotonic
         self._outbox = outbox.Outbox(self._rows, bounds or Bounds())
         self.models = Placements(self._rows)
-        self.created = False
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
             try:
@@ -134,7 +132,6 @@ class State:
         with self.transaction():
             self.outbox_id = self.get("outbox_id", str, "")
             if not self.outbox_id:
-                self.created = True
                 self.outbox_id = outbox_id
                 self.put("outbox_id", outbox_id)
             self._began = self._monotonic() - self.get(_RUNNING, float, 0.0)

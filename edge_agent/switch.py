@@ -68,11 +68,12 @@ class Switch:
     def restore(self) -> None:
         """Serve what served before this start; where that fails, what served before that. Sweep the rest away.
 
-        A device that lost its state, or all that came after its first write, takes up what lies whole on its disk. One
+        A device that lost its state, or all that came after its first bundle, takes up what lies whole on its disk. One
         whose models were taken away still has their places in its state.
         """
         with self.lock:
-            found = self._slots.recover() if self._state.created or not self._state.models.all() else {}
+            known = any(one.active or one.answered for one in self._state.models.all().values())
+            found = {} if known else self._slots.recover()
             for model, placement in found.items():
                 self._state.models.put(model, placement)
             important = self._config.runtime.priority

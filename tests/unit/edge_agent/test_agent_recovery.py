@@ -138,6 +138,17 @@ def test_a_device_that_lost_its_memory_takes_up_only_what_is_whole_and_recorded(
     ]
 
 
+def test_a_memory_that_lost_all_that_came_after_a_first_try_is_no_word_on_what_serves(
+    folder: Folder, restart: Callable[[Path], Parts]
+) -> None:
+    state = State(folder.state, outbox_id="o")
+    with state.transaction():
+        state._rows("delete from models")
+        state.models.put("thirds", Placement(tried="a" * 64, tries=1))
+    state.close()
+    assert _served(restart(folder.root)) == {"thirds": 2, "fourths": 1}
+
+
 def test_records_that_the_disk_broke_are_written_again_by_the_next_start(
     folder: Folder, restart: Callable[[Path], Parts]
 ) -> None:
