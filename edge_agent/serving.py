@@ -134,18 +134,18 @@ class Model:
         return self._steps.take()
 
     def _probabilities(self, values: np.ndarray, start: int) -> np.ndarray:
-        began = time.perf_counter()
+        meter, began = self.meter, time.perf_counter()  # a probation may end meanwhile
         try:
             probabilities = softmax(self._runtime.logits(values), self._temperature)
         except RuntimeModelError:
-            if self.meter is not None:
-                self.meter.failed(len(values))
+            if meter is not None:
+                meter.failed(len(values))
             raise
         seconds = time.perf_counter() - began
         finite = np.isfinite(probabilities).all(axis=1)
-        if self.meter is not None:
-            self.meter.served(int(finite.sum()), seconds, float(probabilities[finite].max(axis=1, initial=0.0).sum()))
-            self.meter.not_finite(int((~finite).sum()))
+        if meter is not None:
+            meter.served(int(finite.sum()), seconds, float(probabilities[finite].max(axis=1, initial=0.0).sum()))
+            meter.not_finite(int((~finite).sum()))
         if not finite.all():
             raise NotFiniteError(f"the model's output for samples from {start} on is not finite")
         return probabilities

@@ -12,6 +12,7 @@ import pytest
 
 from edge_agent.config import Health
 from edge_agent.errors import RefusedError, RuntimeModelError
+from edge_agent.health import Meter
 from edge_agent.probation import BY_HAND, Probations, roll_back_by_hand
 from edge_agent.serving import Broken
 from tests.fakes import agent_bundles, agent_models
@@ -84,6 +85,23 @@ def test_a_bundle_that_does_well_is_good_and_says_so_once(parts: Parts) -> None:
     model = parts.serving.get("thirds")
     assert model is not None
     assert model.meter is None
+
+
+def test_a_probation_may_end_in_the_middle_of_an_inference(parts: Parts) -> None:
+    _install(parts, 1)
+    model = parts.serving.get("thirds")
+    assert model is not None
+
+    class Last(Meter):
+        """The thread that judges finds this to be enough."""
+
+        def served(self, inferences: int, seconds: float, confidence: float) -> None:
+            super().served(inferences, seconds, confidence)
+            model.meter = None
+
+    model.meter = last = Last(HEALTH)
+    assert model.infer(X).probabilities.shape == (len(X), 3)
+    assert last.read().inferences == len(X)
 
 
 def test_a_bundle_that_does_badly_gives_way_and_the_fleet_hears_why(parts: Parts) -> None:
