@@ -296,4 +296,5 @@ def _words(reason: Any) -> str:
 
 def _at_once(_client: mqtt.Client, _data: Any, opened: Any) -> None:
     """A question goes out now, though what went before is not acknowledged yet (Nagle waits 40 ms and more)."""
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if opened.family != socket.AF_UNIX:  # a token's connection is carried by a child
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
