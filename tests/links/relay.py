@@ -142,7 +142,8 @@ class Relay:
         self._streams.add(far_writer)
         try:
             ways = self._carry(reader, far_writer, self._up), self._carry(far_reader, writer, self._down)
-            await asyncio.gather(*ways)
+            with suppress(asyncio.CancelledError):  # the relay ends; the streams' callback asks for no such exception
+                await asyncio.gather(*ways)
         finally:
             self._streams -= {writer, far_writer}
             for one in (writer, far_writer):
