@@ -61,6 +61,7 @@ _LOG = logging.getLogger(__name__)
 _STALE_S = 7 * 86400.0
 _PROBATION_S = 1.0
 _EXPIRE_S = 600.0
+_TURN_S = 0.25  # how soon a report is noticed while nothing comes in; at rest each turn costs processor time
 _SETTLE_S = 10.0  # after a start or an update, until its memory is given back
 
 
@@ -258,7 +259,7 @@ class Agent:
     def _listen_and_speak(self) -> None:
         try:
             with suppress(queue.Empty):
-                self._on_event(self._session.inbox.get(timeout=0.1))
+                self._on_event(self._session.inbox.get(timeout=_TURN_S))
             self._speak()
         except Exception as error:  # noqa: BLE001  # a full disk now must not end the service for ever
             self._workers.note(error)
