@@ -131,7 +131,14 @@ def permissions(patient: Patient) -> Finding:
 
 def _secret(patient: Patient) -> list[Path]:
     folder = patient.folder
-    places = [folder.root, folder.key.parent, folder.key, *folder.root.glob("*.key"), *folder.root.glob("*.sqlite*")]
+    places = [
+        folder.root,
+        folder.key.parent,
+        folder.key,
+        folder.samples / "key",
+        *folder.root.glob("*.key"),
+        *folder.root.glob("*.sqlite*"),
+    ]
     return [path for path in places if path.exists()]
 
 

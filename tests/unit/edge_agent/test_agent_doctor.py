@@ -193,10 +193,14 @@ def test_little_memory_is_found(folder, monkeypatch, available, outcome):
     assert look(folder, "memory").outcome == outcome
 
 
-def test_a_secret_that_others_may_read_is_found(folder):
-    folder.key.chmod(0o644)
+@pytest.mark.parametrize("place", ["pki/device.key", "samples/key"])
+def test_a_secret_that_others_may_read_is_found(folder, place):
+    secret = folder.root / place
+    secret.parent.mkdir(exist_ok=True)
+    secret.touch()
+    secret.chmod(0o644)
     finding = look(folder, "permissions")
-    assert (finding.outcome, str(folder.key) in finding.found) == ("fail", True)
+    assert (finding.outcome, str(secret) in finding.found) == ("fail", True)
     assert finding.remedy == f"chmod -R go= {folder.root}"
 
 
