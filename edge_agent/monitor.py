@@ -21,7 +21,7 @@ from edge_agent.serving import Inference, Model, Serving
 from edge_agent.state import State
 
 _LOG = logging.getLogger(__name__)
-_FORGET = 1000  # names of files that are gone; beyond it (and twice the files present) they are forgotten
+_FORGET = 100  # names of files that are gone; beyond it (and twice the files present) they are forgotten
 _RUNS, _TRIED, _TRIES = "runs", "tried", 3
 _RECORD_S = 1.0  # what models counted is written down so often; a kill loses no more of it
 

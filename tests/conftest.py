@@ -1,5 +1,6 @@
 """What every test may rely on: service markers that say what is missing, and no skip where CI forbids it."""
 
+import logging
 import os
 import pwd
 import shutil
@@ -38,6 +39,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("FIELDFARE_NO_SKIPS"):
                 pytest.fail(message, pytrace=False)
             pytest.skip(message)
+
+
+@pytest.fixture(autouse=True)
+def log_to_no_closed_stream() -> Iterator[None]:
+    """A command that a test runs in-process may log to a stream that ends with it, and later threads would complain."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler and handler not in before:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
