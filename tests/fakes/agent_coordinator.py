@@ -215,9 +215,17 @@ class AgentProcess:
         self.options: dict[str, Any] = {}
 
     def start(self) -> None:
+        self._started_before = self._starts()
         with self.log.open("ab") as log, self.told.open("ab") as told:
             command = [*self.python, "-m", "edge_agent", "run", "--state", str(self.folder.root), "--verbose"]
             self.process = subprocess.Popen([*command, "--json"], stdout=told, stderr=log, **self.options)
+
+    def _starts(self) -> int:
+        return self.told.read_text().count('"event":"started"') if self.told.exists() else 0
+
+    def has_started(self) -> bool:
+        """Since the last `start`, it has come so far that it hears SIGTERM."""
+        return self._starts() > self._started_before
 
     def events(self) -> list[dict[str, Any]]:
         """What it told a script."""

@@ -36,6 +36,7 @@ def agent(coordinator: Coordinator, tmp_path: Path) -> Iterator[AgentProcess]:
     health = Health(max_crashes=1000)  # here the model is not to blame for the kills
     running = AgentProcess(coordinator, tmp_path / "agent", "meter-1", health=health)
     yield running
+    running.wait(running.has_started)  # the last kill may have been a moment ago
     assert running.stop() == 0, running.log.read_text()
 
 
