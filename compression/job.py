@@ -12,12 +12,16 @@ from cloud.learning.backend import use_tensorflow
 from compression import gate, recipe, source
 from compression.errors import ConversionError, RecipeError, UnsupportedLayerError
 from compression.gate import Report
+from compression.recipe import Recipe
 from compression.source import Source
+from compression.stage import OnStage, Samples, Workbench, Workpiece
+from compression.stages.post_training import Float
 from contract import tensors
 from contract.training import TrainingSpec
 from coordinator.client import Gate, JobContext
 
 logger = logging.getLogger(__name__)
+FLOAT = "float"  # the variant that the others are compared with
 _DECISION = "decision.json"  # in the job's folder
 
 
@@ -27,18 +31,17 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model, version: in the registry.
         task: instead of the version's own.
-        recipe: see `compression.recipe`.
+        recipes: names of ready recipes, or whole recipes as they stand in a TOML file; the float variant that they are
+            compared with is always made.
         max_drop: accuracy, from 0 to 1, that a variant may lose on the validation samples.
-        pruning: fields of `compression.prune.PrunePlan` to change.
         hardware_classes: that may run the bundle; empty means any.
     """
 
     model: str
     version: int
     task: str = ""
-    recipe: str = "full"
+    recipes: tuple[str | dict[str, Any], ...] = ("int8", "pruned-clustered-int8")
     max_drop: float = 0.02
-    pruning: dict[str, Any] = {}
     hardware_classes: list[str] = []
 
 
@@ -66,18 +69,20 @@ def run(context: JobContext) -> dict[str, Any]:
     Raises:
         CompressionError: a wrong specification, a model that cannot be converted, or no variant that may ship.
     """
-    spec = _spec(context.spec)
+    spec, recipes = _spec(context.spec)
     done = _Decision.read(context) if context.resumed else None
     if done is not None:
         return _ship(context, spec, done)
     started = time.monotonic()
     context.report(0.02, "fetching the version")
     origin = source.load(context.client, spec.model, spec.version, spec.task)
+    check_data(origin, recipes)
     context.report(0.05, "loading TensorFlow")
     use_tensorflow()
-    stages = _Progress(context, stages=len(recipe.check(spec.recipe)) + 3)
+    stages = _Progress(context, stages=sum(len(each.stages) for each in recipes) + 2)
     model = weights.build(origin.task, seed=0)
-    artifacts = recipe.make(spec.recipe, origin, model, recipe.plan(spec.pruning), on_stage=stages.begin)
+    weights.put(model, origin.weights)
+    artifacts = {each.name: _make(each, model, origin, stages.begin) for each in recipes}
     stages.begin("exporting the training signature")
     training = _training(model)
     stages.begin("measuring in LiteRT")
@@ -99,16 +104,53 @@ def run(context: JobContext) -> dict[str, Any]:
     return _ship(context, spec, decision)
 
 
-def _spec(fields: dict[str, Any]) -> CompressSpec:
+def _spec(fields: dict[str, Any]) -> tuple[CompressSpec, list[Recipe]]:
+    """The specification, and its recipes with the float one first."""
     try:
         spec = msgspec.convert(fields, CompressSpec)
     except msgspec.ValidationError as error:
         raise RecipeError(f"specification of a compress job: {error}") from error
     if not 0 <= spec.max_drop < 1:
         raise RecipeError(f"specification of a compress job: max_drop {spec.max_drop} is outside [0, 1)")
-    recipe.check(spec.recipe)
-    recipe.plan(spec.pruning)
-    return spec
+    given = [
+        recipe.load(each) if isinstance(each, str) else recipe.from_fields(each, f"recipes[{index}]")
+        for index, each in enumerate(spec.recipes)
+    ]
+    recipes = [Recipe(name=FLOAT, stages=[Float()]), *given]
+    names = [each.name for each in recipes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RecipeError(f"specification of a compress job: two recipes make {twice[0]!r}; give them other names")
+    return spec, recipes
+
+
+def check_data(origin: Source, recipes: list[Recipe]) -> None:
+    """Federated versions are not trained on the laboratory's samples: they would forget what the devices taught them.
+
+    Raises:
+        RecipeError: a recipe trains, and the version has no data of its own.
+    """
+    version = origin.version
+    training = [each.name for each in recipes if each.trains]
+    if version.snapshot_sha256 is None and training:
+        raise RecipeError(
+            f"recipe {training[0]!r} trains on labelled samples, and {version.model}:{version.version} comes from "
+            "devices, which keep theirs; use recipes without training, for example int8"
+        )
+
+
+def _make(which: Recipe, model: Any, origin: Source, on_stage: OnStage) -> bytes:
+    bench = Workbench(
+        task=origin.task,
+        weights=origin.weights,
+        train=Samples(origin.train.x, origin.train.y),
+        validation=Samples(origin.validation.x, origin.validation.y),
+        seed=which.seed,
+        on_stage=on_stage,
+    )
+    made = recipe.make(which, Workpiece(model), bench).artifact
+    assert made is not None  # noqa: S101 a checked recipe ends with an artifact
+    return made
 
 
 class _Decision(msgspec.Struct, frozen=True):
@@ -186,7 +228,7 @@ def _measure(origin: Source, artifacts: dict[str, bytes]) -> dict[str, Candidate
     for name, content in artifacts.items():
         logits = Runtime(content).logits(origin.validation.x)
         found = metrics.accuracy(logits, origin.validation.y)
-        base = found if name == recipe.FLOAT else base
+        base = found if name == FLOAT else base
         sizes, latency = evaluate.sizes(content), evaluate.latency(content, origin.test.x)
         report = Report(
             accuracy=evaluate.accuracy(content, origin.test.x, origin.test.y),

@@ -1,88 +1,156 @@
-"""Recipes: which variants are made of a version.
+"""Recipes: stages and their parameters, from a TOML file or one that ships with this package.
 
-`full` needs the data that the weights were trained on. `post-training` only turns given weights into other numbers,
-so it fits federated versions, whose data never left the devices: fine-tuning those on the laboratory's samples would
-make them forget what the devices taught them.
+The same recipe, data snapshot and seed give the same artifact bytes, unless a stage's record says that it cannot.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import difflib
+import importlib.resources
+import re
+import time
+from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 
-from cloud.learning import weights
 from compression.errors import RecipeError
-from compression.prune import PrunePlan, prune_and_cluster
-from compression.source import Source
+from compression.stage import Record, Stage, Workbench, Workpiece
+from compression.stages.clustering import Cluster
+from compression.stages.post_training import Float, Int8
+from compression.stages.pruning import Prune
 
-FLOAT = "float"
-INT8 = "int8"
-PRUNED = "pruned-clustered-int8"
-RECIPES = {"full": (FLOAT, INT8, PRUNED), "post-training": (FLOAT, INT8)}
-
-OnStage = Callable[[str], None]
+AnyStage = Float | Int8 | Prune | Cluster
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
+_FOLDER = importlib.resources.files("compression") / "recipes"
 
 
-def check(recipe: str) -> tuple[str, ...]:
-    """Names of a recipe's variants.
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done to a model, in order.
 
-    Raises:
-        RecipeError: no such recipe.
+    Attributes:
+        name: of the variant that it makes.
+        description: for people.
+        seed: of everything that its stages draw.
     """
-    if recipe not in RECIPES:
-        raise RecipeError(f"no recipe {recipe!r}; there are {', '.join(sorted(RECIPES))}")
-    return RECIPES[recipe]
+
+    name: str
+    stages: list[AnyStage]
+    description: str = ""
+    seed: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether a stage learns from labelled samples."""
+        return any(stage.trains for stage in self.stages)
 
 
-def plan(options: Mapping[str, Any]) -> PrunePlan:
-    """The pruning plan, with an operator's changes.
+def stage_classes() -> dict[str, type[Stage]]:
+    """Every stage by its name in recipes."""
+    return {str(kind.__struct_config__.tag): kind for kind in get_args(AnyStage)}
+
+
+def ready_names() -> list[str]:
+    """Names of the recipes that ship with this package."""
+    return sorted(Path(entry.name).stem for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+
+
+def load(ref: str) -> Recipe:
+    """A recipe file, or a ready recipe by name.
 
     Raises:
-        RecipeError: an option that does not exist or makes no sense.
+        RecipeError: neither, or one that makes no sense.
+    """
+    path = Path(ref)
+    if path.suffix == ".toml" or path.exists():
+        try:
+            return parse(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read: {error}") from error
+    if ref not in ready_names():
+        raise RecipeError(f"no recipe {ref!r}; ready ones are {', '.join(ready_names())}, or give a .toml file")
+    return parse((_FOLDER / f"{ref}.toml").read_text(), f"recipe {ref}")
+
+
+def parse(text: str, where: str) -> Recipe:
+    """A recipe from TOML; `where` names it in errors.
+
+    Raises:
+        RecipeError: no TOML, an unknown stage or key, a value outside its limits, or stages that do not fit together.
     """
     try:
-        found = msgspec.convert(dict(options), PrunePlan, strict=True)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"options of pruning: {error}") from error
-    rules = {
-        "sparsity must be in (0, 1)": 0 < found.sparsity < 1,
-        "clusters must be 2 or more": found.clusters >= 2,
-        "epochs must be 1 or more": found.prune_epochs >= 1 and found.cluster_epochs >= 1,
-        "learning_rate must be above 0": 0 < found.learning_rate < math.inf,
-        "seed must be 0 or more": 0 <= found.seed < 2**32,
-    }
-    broken = [rule for rule, kept in rules.items() if not kept]
-    if broken:
-        raise RecipeError(f"options of pruning: {'; '.join(broken)}")
-    return found
+        fields = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return from_fields(fields, where)
 
 
-def make(recipe: str, source: Source, model: Any, pruning: PrunePlan, *, on_stage: OnStage) -> dict[str, bytes]:
-    """The recipe's artifacts by name.
-
-    Args:
-        recipe: its name.
-        source: weights, data and transform.
-        model: Keras 3 model of the task; it is given the source's weights.
-        pruning: used by `full`.
-        on_stage: called when a stage begins, with a phrase for a person.
+def from_fields(fields: Any, where: str) -> Recipe:
+    """A recipe from plain values, as jobs carry it.
 
     Raises:
-        CompressionError: see `check`, `convert` and `prune`.
+        RecipeError: see `parse`.
     """
-    from compression import convert
+    listed = fields.get("stages", []) if isinstance(fields, dict) else []
+    for index, entry in enumerate(listed if isinstance(listed, list) else []):
+        given = entry.get("stage") if isinstance(entry, dict) else None
+        if given not in stage_classes():
+            near = difflib.get_close_matches(str(given), stage_classes(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(stage_classes()))}"
+            raise RecipeError(f"{where}: stages[{index}]: unknown stage {given!r}{hint}")
+    try:
+        recipe = msgspec.convert(fields, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    _check(recipe, where)
+    return recipe
 
-    names = check(recipe)
-    weights.put(model, source.weights)
-    on_stage("converting to float")
-    made = {FLOAT: convert.to_float(model)}
-    on_stage("quantizing to int8")
-    made[INT8] = convert.to_int8(model, source.train.x)
-    if PRUNED in names:
-        sparse = prune_and_cluster(
-            source.task, source.weights, source.train.x, source.train.y, pruning, on_stage=on_stage
-        )
-        on_stage("quantizing the pruned model to int8")
-        made[PRUNED] = convert.to_int8(sparse, source.train.x)
-    return made
+
+def _check(recipe: Recipe, where: str) -> None:
+    if not _NAME.fullmatch(recipe.name):
+        raise RecipeError(f"{where}: name {recipe.name!r}: use 1 to 63 lower-case letters, digits and inner '.', '-'")
+    if not 0 <= recipe.seed < 2**32:
+        raise RecipeError(f"{where}: seed {recipe.seed} is outside 0 to 4294967295")
+    form = "model"
+    for index, stage in enumerate(recipe.stages):
+        if stage.takes != form:
+            raise RecipeError(
+                f"{where}: stages[{index}]: {stage.name} takes {_a(stage.takes)}, here it would get {_a(form)}"
+            )
+        form = stage.gives
+    if form != "artifact":
+        raise RecipeError(f"{where}: the last stage must give an artifact; end with int8 or float, for example")
+
+
+def _a(form: str) -> str:
+    return "a model" if form == "model" else "an artifact"
+
+
+def make(recipe: Recipe, piece: Workpiece, bench: Workbench) -> Workpiece:
+    """Run a recipe's stages.
+
+    Args:
+        recipe: checked.
+        piece: the model to begin with, holding the version's weights.
+        bench: data, task and seed.
+
+    Raises:
+        CompressionError: a stage cannot do it.
+    """
+    for stage in recipe.stages:
+        piece = run_stage(stage, piece, bench)
+    return piece
+
+
+def run_stage(stage: Stage, piece: Workpiece, bench: Workbench) -> Workpiece:
+    """One stage, and its record."""
+    begun = time.monotonic()
+    made, notes = stage.run(piece, bench)
+    parameters = msgspec.to_builtins(stage)
+    record = Record(
+        stage=parameters.pop("stage"),
+        parameters=parameters,
+        seconds=round(time.monotonic() - begun, 3),
+        deterministic=stage.deterministic,
+        notes=notes,
+    )
+    records = (*piece.records, record)
+    return Workpiece(model=made, records=records) if stage.gives == "model" else Workpiece(None, made, records)

@@ -15,11 +15,12 @@ from coordinator.client import Client, Version
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one part: raw, as model input (float32), and their classes."""
+    """Samples of one part: raw, as model input (float32), their classes, and the devices that they are from."""
 
     raw: np.ndarray
     x: np.ndarray
     y: np.ndarray
+    device: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
     parts = {}
     for name in ("train", "validation", "test"):
         mine = data["part"] == name
-        parts[name] = Part(data["x"][mine], executor.apply(data["x"][mine]), data["y"][mine])
+        parts[name] = Part(data["x"][mine], executor.apply(data["x"][mine]), data["y"][mine], data["device"][mine])
     weights = tensors.load(client.get_blob(line[0].weights_sha256))
     named = load_task(task or line[0].task)
     return Source(line[0], named, weights, executor, **parts, temperature=_temperature(client, line[0]))

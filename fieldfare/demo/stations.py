@@ -75,7 +75,7 @@ class Stations:
     def compress(self) -> None:
         """Station 3: variants, gate, bundle."""
         with self._screen.station(3, "Compress, measure, pick by a gate, build the bundle"):
-            self._outcome.variants, self._bundles[1] = self._compress(1, "full")
+            self._outcome.variants, self._bundles[1] = self._compress(1, ["int8", "pruned-clustered-int8"])
             self._outcome.bundle_1 = msgspec.to_builtins(self._bundles[1])
 
     def enrol(self) -> None:
@@ -144,7 +144,7 @@ class Stations:
                 f"{len(trained)} rounds of FedAvg made {MODEL}:{version.version}; on the devices' own samples the "
                 f"loss went from {before:.2f} to {after:.2f}"
             )
-            _, self._bundles[2] = self._compress(version.version, "post-training")
+            _, self._bundles[2] = self._compress(version.version, ["int8"])
             self._outcome.bundle_2 = msgspec.to_builtins(self._bundles[2])
             self._roll_out(self._bundles[2], f"name={','.join(self._settings.drifting)}")
 
@@ -184,8 +184,8 @@ class Stations:
             lens = self._cameras[name]
             lens.capture(camera.drift(lens.images, 100 * seed + number))
 
-    def _compress(self, version: int, recipe: str) -> tuple[dict[str, dict[str, Any]], Bundle]:
-        spec = {"model": MODEL, "version": version, "recipe": recipe}
+    def _compress(self, version: int, recipes: list[str]) -> tuple[dict[str, dict[str, Any]], Bundle]:
+        spec = {"model": MODEL, "version": version, "recipes": recipes}
         job = self._job("compress", spec, "compressing")
         made = self.client.get_version(MODEL, version)
         for variant in made.variants:

@@ -1,12 +1,12 @@
-"""The gate and the recipes: pure decisions."""
+"""The gate: pure decisions."""
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression import gate, recipe
-from compression.errors import GateError, RecipeError
+from compression import gate
+from compression.errors import GateError
 from compression.gate import Report
 from compression.parts import golden_tolerance
 
@@ -51,32 +51,6 @@ def test_a_variant_that_loses_too_much_says_how_much() -> None:
 
 def test_a_variant_without_a_number_may_not_ship() -> None:
     assert gate.reasons(report(float("nan"), 1), max_drop=0.5)
-
-
-def test_federated_versions_are_not_trained_on_laboratory_data() -> None:
-    assert recipe.check("post-training") == ("float", "int8")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"sparsity": 1.0},
-        {"clusters": 1},
-        {"prune_epochs": 0},
-        {"clusters": "many"},
-        {"learning_rate": 0.0},
-        {"learning_rate": float("nan")},
-        {"seed": -1},
-    ],
-)
-def test_pruning_that_makes_no_sense_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(RecipeError, match="options of pruning"):
-        recipe.plan(options)
-
-
-def test_an_unknown_recipe_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(RecipeError, match="full, post-training"):
-        recipe.check("magic")
 
 
 def test_integer_outputs_may_differ_by_steps_and_float_outputs_hardly() -> None:

@@ -46,8 +46,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     spec = {"task": TASK, "model": "digits", "epochs": 12, "options": {"devices": 4}}
     assert made.run(train_job, "train-1", spec) == {"model": "digits", "version": 1}
     assert made.run(train_job, "train-1", spec) == {"model": "digits", "version": 1}
-    pruning = {"prune_epochs": 4, "cluster_epochs": 1}
-    spec = {"model": "digits", "version": 1, "pruning": pruning, "max_drop": 0.05}
+    stages = [{"stage": "prune", "epochs": 4}, {"stage": "cluster", "epochs": 1}, {"stage": "int8"}]
+    recipes = ["int8", {"name": "pruned-clustered-int8", "stages": stages}]
+    spec = {"model": "digits", "version": 1, "recipes": recipes, "max_drop": 0.05}
     made.result = made.run(compress_job, "compress-1", spec)
     yield made
     client.close()
@@ -159,7 +160,7 @@ def test_a_federated_version_takes_data_and_transform_from_its_ancestor(made: Ma
         reference_sha256=reference,
         details={"federated": {"bundle": made.result["bundle"]["sha256"]}},
     )
-    spec = {"model": "digits", "version": child.version, "recipe": "post-training"}
+    spec = {"model": "digits", "version": child.version, "recipes": ["int8"]}
     result = made.run(compress_job, "compress-2", spec)
     assert (result["variants"], result["chosen"]) == (["float", "int8"], "int8")
     manifest = made.bundle(result["bundle"]["sha256"]).manifest
@@ -184,7 +185,7 @@ def test_the_evaluate_job_counts_as_devices_do(made: Made) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": "magic"}, "no recipe 'magic'"),
+        ({"recipes": ["magic"]}, "no recipe 'magic'"),
         ({"max_drop": 2.0}, "outside"),
         ({"sparsity": 0.5}, "unknown field"),
         ({"version": "one"}, "version"),

@@ -15,9 +15,9 @@ from typer.main import get_command
 
 from cloud.learning import task
 from cloud.training.job import TrainSpec
+from compression import recipe
 from compression.evaluation_job import EvaluateSpec
 from compression.job import CompressSpec
-from compression.prune import PrunePlan
 from coordinator import config as coordinator_config
 from coordinator.signing import signer
 from edge_agent import cli as agent_cli
@@ -106,9 +106,16 @@ def test_every_key_has_its_row_with_its_default(table: str, expected: dict[str, 
         assert bool(found[key].startswith("`")) == bool(default), key
 
 
-def test_the_pruning_plan_is_the_one_that_is_described() -> None:
-    row = next(line for line in REFERENCE.splitlines() if line.startswith("| `pruning`"))
-    assert {key: json.loads(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", row)} == vars(PrunePlan())
+def test_every_stage_of_recipes_has_its_row_and_every_parameter_with_its_default() -> None:
+    section = REFERENCE.split("## Recipes", 1)[1].split("\n## ", 1)[0]
+    found = dict(re.findall(r"^\| `([a-z0-9.:_-]+)` \| (?:`(.*?)`)? ?\|", section, re.MULTILINE))
+    wanted = {}
+    for name, kind in recipe.stage_classes().items():
+        wanted[name] = ""
+        for field in msgspec.structs.fields(kind):
+            default = None if field.required else field.default
+            wanted[f"{name}.{field.encode_name}"] = "" if field.required else json.dumps(msgspec.to_builtins(default))
+    assert found == wanted
 
 
 def test_every_entry_point_group_has_its_row() -> None:
