@@ -62,7 +62,6 @@ _STALE_S = 7 * 86400.0
 _PROBATION_S = 1.0
 _EXPIRE_S = 600.0
 _TURN_S = 0.25  # how soon a report is noticed while nothing comes in; at rest each turn costs processor time
-_SETTLE_S = 10.0  # after a start or an update, until its memory is given back
 
 
 class Agent:
@@ -141,7 +140,7 @@ class Agent:
         self._compose(folder)
         self._switch.restore()
         self._hello_at = self._expire_at = 0.0
-        self._settle_at = time.monotonic() + _SETTLE_S
+        self._settling = lean.Settling(time.monotonic)
 
     def _compose(self, folder: config.Folder) -> None:
         slots = Slots(folder.slots)
@@ -277,15 +276,13 @@ class Agent:
             wake.set()  # again after the pause
             raise
         self._hello_at = 0.0
-        self._settle_at = time.monotonic() + _SETTLE_S
+        self._settling.soon()
 
     def _watch(self, _wake: threading.Event) -> None:
         if self._probations.tick():
             self._hello_at = 0.0
             self._wake_updater.set()  # what the disk broke is wished for still
-        if time.monotonic() >= self._settle_at:
-            self._settle_at = float("inf")
-            lean.settle()
+        self._settling.tick(self._serving.inferences)
         self._stopping.wait(_PROBATION_S)
 
     def _model_of(self, sha256: str) -> str | None:

@@ -1,13 +1,15 @@
-"""How the daemon holds little memory: the allocator's settings, and pages given back once start-up is over."""
+"""How the daemon holds little memory: the allocator's settings, and pages given back when work left them behind."""
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _ARENA_MAX, _TRIM_THRESHOLD, _MMAP_THRESHOLD = -8, -1, -3  # malloc.h
 _BORDER_BYTES = 64 * 1024
 _DONTNEED = 4  # madvise(2)
+_SETTLE_S = 10.0  # after a start or an update
+_INFERENCES = 216_000  # six hours at 10 Hz
 
 
 def start() -> None:
@@ -51,3 +53,22 @@ def clean_text(smaps: str) -> Iterator[tuple[int, int]]:
         if flags == "r-xp" and clean and path and path[0].startswith("/"):
             begin, end = (int(bound, 16) for bound in bounds.split("-"))
             yield begin, end - begin
+
+
+class Settling:
+    """When to `settle`: some seconds after a start or an update, and again after so many inferences."""
+
+    def __init__(self, monotonic: Callable[[], float], settle: Callable[[], object] = settle) -> None:
+        """Begin with a start that is just over."""
+        self._monotonic, self._settle, self._inferences = monotonic, settle, 0
+        self.soon()
+
+    def soon(self) -> None:
+        """A start or an update is over."""
+        self._at = self._monotonic() + _SETTLE_S
+
+    def tick(self, inferences: int) -> None:
+        """Settle if it is time; `inferences` is how many were made so far."""
+        if self._monotonic() >= self._at or inferences >= self._inferences + _INFERENCES:
+            self._at, self._inferences = float("inf"), inferences
+            self._settle()

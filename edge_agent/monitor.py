@@ -178,7 +178,7 @@ class Monitor:
             self._pass_over(name, f"the agent crashed {_TRIES} times while this file was inferred", now)
             return
         try:
-            read = samples.read(self._source / name)
+            read = samples.read(self._source, name)
             inference = model.infer(read.x) if len(read.x) else None
         except (SampleError, ContractError, RuntimeModelError, ValueError) as error:
             self._pass_over(name, str(error), now)

@@ -21,12 +21,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def _open(options: Options, context: Context) -> Batches:
-    done = context.position
+    done, folder = context.position, Path(options.path)
     while not context.stopping.is_set():
-        for name in (name for name in samples.names(Path(options.path)) if name > done):
+        for name in (name for name in samples.names(folder) if name > done):
             done = name
             try:
-                read = samples.read(Path(options.path) / name)
+                read = samples.read(folder, name)
                 yield Batch(read.x if len(read.x) else None, read.y, position=name)
             except SampleError as error:
                 yield Batch(position=name, passed_over=1, reason=str(error))

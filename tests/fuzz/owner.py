@@ -35,7 +35,7 @@ def targets(root: Path) -> Iterator[Target]:
 
     def sample(data: bytes) -> None:
         file.write_bytes(data)
-        samples.read(file)
+        samples.read(root, file.name)
 
     def rows(data: bytes) -> None:
         file.write_bytes(data)

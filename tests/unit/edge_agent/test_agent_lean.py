@@ -43,3 +43,24 @@ assert sqlite3.connect(":memory:").execute("select 1").fetchone() == (1,)
 ssl.create_default_context()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_is_given_back_after_a_start_an_update_and_a_lot_of_work() -> None:
+    now, settled = [100.0], []
+    settling = lean.Settling(lambda: now[0], lambda: settled.append(now[0]))
+    settling.tick(0)
+    now[0] = 110.0
+    settling.tick(10)
+    now[0] = 111.0
+    settling.tick(20)
+    assert settled == [110.0]
+    settling.soon()
+    now[0] = 121.0
+    settling.tick(20)
+    assert settled == [110.0, 121.0]
+    now[0] = 122.0
+    settling.tick(216_019)
+    assert settled == [110.0, 121.0]
+    settling.tick(216_020)
+    settling.tick(216_021)
+    assert settled == [110.0, 121.0, 122.0]
