@@ -113,7 +113,8 @@ def test_every_stage_of_recipes_has_its_row_and_every_parameter_with_its_default
     for name, kind in recipe.stage_classes().items():
         wanted[name] = ""
         for field in msgspec.structs.fields(kind):
-            default = None if field.required else field.default
+            made = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            default = None if field.required else made
             wanted[f"{name}.{field.encode_name}"] = "" if field.required else json.dumps(msgspec.to_builtins(default))
     assert found == wanted
 

@@ -1,0 +1,39 @@
+"""A workbench for tests of compression: the digits task, its model trained for a few seconds, no registry."""
+
+from cloud import features
+from cloud.learning.task import Task, load_task
+from compression import tuning
+from compression.stage import Samples, Workbench, Workpiece
+from contract import transform
+
+
+def untrained() -> Workbench:
+    """Digits with the weights of an initializer; TensorFlow is imported."""
+    from cloud.learning import weights
+
+    task, parts = _parts()
+    return Workbench(task, weights.get(weights.build(task, seed=1)), parts["train"], parts["validation"], seed=1)
+
+
+def trained(epochs: int = 15) -> Workbench:
+    """Digits with weights of about 95 % accuracy."""
+    from cloud.learning import weights
+
+    bench = untrained()
+    with tuning.quiet():
+        model = tuning.tf_keras_model(Workpiece(), bench)
+        tuning.fit(model, bench, epochs=epochs, learning_rate=3e-3)
+    known = weights.build(bench.task, seed=1)
+    known.set_weights(model.get_weights())
+    return Workbench(bench.task, weights.get(known), bench.train, bench.validation, seed=1)
+
+
+def _parts() -> tuple[Task, dict[str, Samples]]:
+    task = load_task("fieldfare.digits")
+    data = task.load_data()
+    executor = transform.Transform(features.fit(task, data["x"][data["part"] == "train"]))
+    parts = {}
+    for part in ("train", "validation"):
+        mine = data["part"] == part
+        parts[part] = Samples(executor.apply(data["x"][mine]), data["y"][mine])
+    return task, parts
