@@ -3,6 +3,7 @@
 CompressionError
 ├── UnsupportedLayerError    a layer that cannot be trained on a device, or not pruned
 ├── ConversionError          the converter refused the model
+├── ArtifactError           a `.tflite` that cannot be read, run or measured
 ├── RecipeError              a recipe that does not exist or asks for data that are not there
 └── GateError                no variant is good enough to ship
 """
@@ -18,6 +19,10 @@ class UnsupportedLayerError(CompressionError):
 
 class ConversionError(CompressionError):
     """The converter refused the model."""
+
+
+class ArtifactError(CompressionError):
+    """A `.tflite` that cannot be read, run or measured."""
 
 
 class RecipeError(CompressionError):

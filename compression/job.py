@@ -1,28 +1,29 @@
-"""Job kind `compress`: make a version's variants, measure them, let the gate choose, build the bundle."""
+"""Job kind `compress`: make a version's variants, measure them, let the gates choose, report, build the bundle."""
 
 import logging
 import time
-from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import msgspec
 
-from cloud.learning import calibration, metrics, weights
+from cloud.learning import weights
 from cloud.learning.backend import use_tensorflow
-from compression import gate, recipe, source
-from compression.errors import ConversionError, RecipeError, UnsupportedLayerError
-from compression.gate import Report
+from compression import candidate, gate, recipe, shipping, source
+from compression.candidate import Candidate
+from compression.errors import ConversionError, GateError, RecipeError, UnsupportedLayerError
+from compression.gate import Gates
+from compression.measure import Judge
 from compression.recipe import Recipe
+from compression.report.content import Content, VariantEntry
+from compression.shipping import Decision, Training
 from compression.source import Source
-from compression.stage import OnStage, Samples, Workbench, Workpiece
 from compression.stages.post_training import Float
-from contract import tensors
-from contract.training import TrainingSpec
 from coordinator.client import Gate, JobContext
 
 logger = logging.getLogger(__name__)
 FLOAT = "float"  # the variant that the others are compared with
-_DECISION = "decision.json"  # in the job's folder
+_PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-quantizer", "ai-edge-litert")
 
 
 class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +34,7 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         task: instead of the version's own.
         recipes: names of ready recipes, or whole recipes as they stand in a TOML file; the float variant that they are
             compared with is always made.
-        max_drop: accuracy, from 0 to 1, that a variant may lose on the validation samples.
+        gates: fields of `compression.gate.Gates`.
         hardware_classes: that may run the bundle; empty means any.
     """
 
@@ -41,87 +42,73 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     task: str = ""
     recipes: tuple[str | dict[str, Any], ...] = ("int8", "pruned-clustered-int8")
-    max_drop: float = 0.02
+    gates: dict[str, Any] = {}
     hardware_classes: list[str] = []
 
 
-@dataclass(frozen=True)
-class Training:
-    """The training signature, or why there is none."""
-
-    content: bytes | None
-    spec: TrainingSpec | None
-    refused: str = ""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A variant before the gate."""
-
-    name: str
-    content: bytes
-    report: Report
-
-
 def run(context: JobContext) -> dict[str, Any]:
-    """Compress; the answer is `{"variants": [names], "chosen": name, "bundle": {...}, "training": reason or ""}`.
+    """Compress; the answer is that of `compression.shipping.ship`.
+
+    Every variant is registered with what was measured, also where none may ship: then there is no bundle, and
+    `refused` says why.
 
     Raises:
-        CompressionError: a wrong specification, a model that cannot be converted, or no variant that may ship.
+        CompressionError: a wrong specification, or a model that cannot be converted.
     """
-    spec, recipes = _spec(context.spec)
-    done = _Decision.read(context) if context.resumed else None
+    spec, recipes, gates = _spec(context.spec)
+    done = Decision.read(context.folder) if context.resumed else None
     if done is not None:
-        return _ship(context, spec, done)
+        return shipping.ship(context.client, spec.model, spec.version, done)
     started = time.monotonic()
     context.report(0.02, "fetching the version")
     origin = source.load(context.client, spec.model, spec.version, spec.task)
     check_data(origin, recipes)
     context.report(0.05, "loading TensorFlow")
     use_tensorflow()
-    stages = _Progress(context, stages=sum(len(each.stages) for each in recipes) + 2)
+    stages = _Progress(context, stages=sum(len(each.stages) for each in recipes) + len(recipes) + 2)
     model = weights.build(origin.task, seed=0)
     weights.put(model, origin.weights)
-    artifacts = {each.name: _make(each, model, origin, stages.begin) for each in recipes}
+    candidates = _candidates(context, recipes, model, origin, stages)
     stages.begin("exporting the training signature")
     training = _training(model)
-    stages.begin("measuring in LiteRT")
-    candidates = _measure(origin, artifacts)
-    reports = {name: candidate.report for name, candidate in candidates.items()}
-    chosen = gate.choose(reports, max_drop=spec.max_drop)
-    for candidate in candidates.values():
-        _register(context, spec, candidate)
-    stages.begin(f"building the bundle of {chosen}")
-    decision = _Decision(
-        variants=list(artifacts),
+    content, chosen, refused = _decide(origin, candidates, gates, training, time.monotonic() - started)
+    for each in content.variants:
+        _register(context, spec, candidates[each.name], each)
+    stages.begin(f"building the bundle of {chosen}" if chosen else "writing the report")
+    bundle = None
+    if chosen:
+        chosen_one = candidates[chosen]
+        bundle = shipping.bundle_recipe(context.client, origin, chosen_one, training, spec.hardware_classes)
+    decision = Decision(
+        variants=list(candidates),
         chosen=chosen,
-        refused=training.refused,
-        recipe=_recipe(context, spec, origin, candidates[chosen], training),
+        refused=refused,
+        training=training.refused,
+        recipe=bundle,
+        report=_report(context, content),
         seconds=round(time.monotonic() - started, 1),
     )
-    decision.write(context)
-    logger.info("%s:%d: chose %s of %s in %.1f s", spec.model, spec.version, chosen, list(artifacts), decision.seconds)
-    return _ship(context, spec, decision)
+    decision.write(context.folder)
+    logger.info("%s:%d: chose %s of %s in %.1f s", spec.model, spec.version, chosen, list(candidates), decision.seconds)
+    return shipping.ship(context.client, spec.model, spec.version, decision)
 
 
-def _spec(fields: dict[str, Any]) -> tuple[CompressSpec, list[Recipe]]:
-    """The specification, and its recipes with the float one first."""
+def _spec(fields: dict[str, Any]) -> tuple[CompressSpec, list[Recipe], Gates]:
+    """The specification, its recipes with the float one first, and its gates."""
     try:
         spec = msgspec.convert(fields, CompressSpec)
     except msgspec.ValidationError as error:
         raise RecipeError(f"specification of a compress job: {error}") from error
-    if not 0 <= spec.max_drop < 1:
-        raise RecipeError(f"specification of a compress job: max_drop {spec.max_drop} is outside [0, 1)")
     given = [
         recipe.load(each) if isinstance(each, str) else recipe.from_fields(each, f"recipes[{index}]")
         for index, each in enumerate(spec.recipes)
     ]
-    recipes = [Recipe(name=FLOAT, stages=[Float()]), *given]
+    recipes = [Recipe(name=FLOAT, description="what the others are compared with", stages=[Float()]), *given]
     names = [each.name for each in recipes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RecipeError(f"specification of a compress job: two recipes make {twice[0]!r}; give them other names")
-    return spec, recipes
+    return spec, recipes, gate.from_fields(spec.gates, "specification of a compress job")
 
 
 def check_data(origin: Source, recipes: list[Recipe]) -> None:
@@ -139,58 +126,67 @@ def check_data(origin: Source, recipes: list[Recipe]) -> None:
         )
 
 
-def _make(which: Recipe, model: Any, origin: Source, on_stage: OnStage) -> bytes:
-    bench = Workbench(
-        task=origin.task,
-        weights=origin.weights,
-        train=Samples(origin.train.x, origin.train.y),
-        validation=Samples(origin.validation.x, origin.validation.y),
-        seed=which.seed,
-        on_stage=on_stage,
+def _candidates(
+    context: JobContext, recipes: list[Recipe], model: Any, origin: Source, stages: "_Progress"
+) -> dict[str, Candidate]:
+    folder = context.folder / "variants"
+    folder.mkdir(exist_ok=True)
+    found: dict[str, Candidate] = {}
+    judge = None
+    for each in recipes:
+        content, records = candidate.make(each, model, origin, folder, stages.begin)
+        judge = judge or Judge(origin, content)
+        stages.begin(f"measuring {each.name} in LiteRT")
+        report = judge.test(judge.validation(content), content)
+        found[each.name] = Candidate(each, content, records, report)
+    return found
+
+
+def _decide(
+    origin: Source, candidates: dict[str, Candidate], gates: Gates, training: Training, seconds: float
+) -> tuple[Content, str | None, str]:
+    """What the report says, the chosen variant if one may ship, and why none may."""
+    reports = {name: each.report for name, each in candidates.items()}
+    chosen, refused = None, ""
+    try:
+        chosen = gate.choose(reports, gates)
+    except GateError as error:
+        refused = str(error)
+    entries = []
+    for name, each in candidates.items():
+        why = gate.reasons(each.report, gates)
+        entries.append(
+            VariantEntry(
+                name=name,
+                recipe=msgspec.to_builtins(each.recipe),
+                records=list(each.records),
+                report=msgspec.to_builtins(each.report),
+                passed=not why,
+                reasons=why,
+            )
+        )
+    content = Content(
+        model=origin.version.model,
+        version=origin.version.version,
+        task=origin.task.name,
+        snapshot_sha256=origin.version.snapshot_sha256,
+        gates=msgspec.to_builtins(gates),
+        variants=entries,
+        chosen=chosen,
+        training=training.refused,
+        search=None,
+        seconds=round(seconds, 1),
+        environment={name: metadata.version(name) for name in _PACKAGES},
     )
-    made = recipe.make(which, Workpiece(model), bench).artifact
-    assert made is not None  # noqa: S101 a checked recipe ends with an artifact
-    return made
+    return content, chosen, refused
 
 
-class _Decision(msgspec.Struct, frozen=True):
-    """What was chosen, with all that the registry needs to build the bundle: the same parts always make the same.
+def _report(context: JobContext, content: Content) -> dict[str, str]:
+    """Store the report: what it is made from, the page and the picture."""
+    from compression.report import page, plots
 
-    It is written to the job's folder before the bundle is asked for, so that a job that is killed then neither
-    measures again nor takes another job's bundle for its own.
-    """
-
-    variants: list[str]
-    chosen: str
-    refused: str
-    recipe: dict[str, Any]
-    seconds: float
-
-    @classmethod
-    def read(cls, context: JobContext) -> "_Decision | None":
-        """What an earlier attempt of this job decided."""
-        path = context.folder / _DECISION
-        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
-
-    def write(self, context: JobContext) -> None:
-        part = context.folder / f"{_DECISION}.part"
-        part.write_bytes(msgspec.json.encode(self))
-        part.replace(context.folder / _DECISION)
-
-
-def _ship(context: JobContext, spec: CompressSpec, decision: _Decision) -> dict[str, Any]:
-    bundle = context.client.create_bundle(spec.model, spec.version, decision.chosen, **_typed(decision.recipe))
-    return {
-        "variants": decision.variants,
-        "chosen": decision.chosen,
-        "bundle": msgspec.to_builtins(bundle),
-        "training": decision.refused,
-        "seconds": decision.seconds,
-    }
-
-
-def _typed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"training": msgspec.convert(recipe["training"], TrainingSpec | None)}
+    made = {"content": msgspec.json.encode(content), "html": page.html(content).encode(), "png": plots.png(content)}
+    return {kind: context.client.put_blob(data).sha256 for kind, data in made.items()}
 
 
 class _Progress:
@@ -202,7 +198,7 @@ class _Progress:
         self._begun = 0
 
     def begin(self, message: str) -> None:
-        self._context.report(0.2 + 0.8 * min(1.0, self._begun / self._stages), message)
+        self._context.report(0.1 + 0.9 * min(1.0, self._begun / self._stages), message)
         logger.info("%s", message)
         self._begun += 1
 
@@ -219,70 +215,12 @@ def _training(model: Any) -> Training:
     return Training(content, spec)
 
 
-def _measure(origin: Source, artifacts: dict[str, bytes]) -> dict[str, Candidate]:
-    from compression import evaluate
-    from edge_agent.runtime import Runtime
-
-    candidates: dict[str, Candidate] = {}
-    base = float("nan")
-    for name, content in artifacts.items():
-        logits = Runtime(content).logits(origin.validation.x)
-        found = metrics.accuracy(logits, origin.validation.y)
-        base = found if name == FLOAT else base
-        sizes, latency = evaluate.sizes(content), evaluate.latency(content, origin.test.x)
-        report = Report(
-            accuracy=evaluate.accuracy(content, origin.test.x, origin.test.y),
-            validation_accuracy=found,
-            drop=base - found,
-            bytes=sizes.raw,
-            gzip_bytes=sizes.gzip,
-            zstd_bytes=sizes.zstd,
-            p50_us=latency.p50_us,
-            p95_us=latency.p95_us,
-            temperature=origin.temperature or calibration.temperature(logits, origin.validation.y),
-        )
-        candidates[name] = Candidate(name, content, report)
-    return candidates
-
-
-def _register(context: JobContext, spec: CompressSpec, candidate: Candidate) -> None:
-    reasons = gate.reasons(candidate.report, max_drop=spec.max_drop)
+def _register(context: JobContext, spec: CompressSpec, made: Candidate, entry: VariantEntry) -> None:
     context.client.create_variant(
         spec.model,
         spec.version,
-        name=candidate.name,
-        tflite_sha256=context.client.put_blob(candidate.content).sha256,
-        report=msgspec.to_builtins(candidate.report),
-        gate=Gate(passed=not reasons, reasons=reasons),
+        name=made.name,
+        tflite_sha256=context.client.put_blob(made.content).sha256,
+        report=entry.report | {"recipe": entry.recipe, "records": msgspec.to_builtins(entry.records)},
+        gate=Gate(passed=entry.passed, reasons=entry.reasons),
     )
-
-
-def _recipe(
-    context: JobContext, spec: CompressSpec, origin: Source, chosen: Candidate, training: Training
-) -> dict[str, Any]:
-    """The parts of the bundle, stored, and what its manifest says."""
-    from compression import evaluate, parts
-
-    client, content, temperature = context.client, chosen.content, chosen.report.temperature
-    files = {
-        "inference": content,
-        "transform": origin.transform.spec.encode(),
-        "golden": parts.golden(origin.validation, content),
-    }
-    if training.content is not None:
-        files |= {"training": training.content, "weights": tensors.dump(origin.weights)}
-    if origin.version.reference_sha256 is None:
-        files["profile"] = parts.reference(
-            origin.transform, content, temperature, edges=origin.train, seen=origin.validation
-        )
-    stored = {role: client.put_blob(data).sha256 for role, data in files.items()}
-    if origin.version.reference_sha256 is not None:
-        stored["profile"] = origin.version.reference_sha256
-    return {
-        "parts": stored,
-        "labels": list(origin.task.labels),
-        "temperature": temperature,
-        "golden_tolerance": parts.golden_tolerance(evaluate.output_step(content)),
-        "training": msgspec.to_builtins(training.spec),
-        "hardware_classes": spec.hardware_classes,
-    }

@@ -14,6 +14,19 @@ app = typer.Typer(
     help="Models, their versions, variants and bundles.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
+# Of a variant's report; --json has all of it.
+_MEASURED = (
+    "accuracy",
+    "validation_accuracy",
+    "drop",
+    "bytes",
+    "gzip_bytes",
+    "zstd_bytes",
+    "p50_us",
+    "p95_us",
+    "temperature",
+)
+
 
 @app.command("list")
 def list_models(state: State = STATE, as_json: AsJson = False) -> None:
@@ -69,7 +82,8 @@ def _show(version: "Version") -> None:
     rows: list[tuple[str, str, str]] = []
     for variant in version.variants:
         gate = "passed" if variant.gate.passed else "; ".join(variant.gate.reasons)
-        report = ", ".join(f"{name} {value}" for name, value in _scalars(variant.report))
+        shown = {name: variant.report[name] for name in _MEASURED if variant.report.get(name) is not None}
+        report = ", ".join(f"{name} {value}" for name, value in _scalars(shown))
         rows.append((variant.name, gate, report))
     print_table(["VARIANT", "GATE", "MEASURED"], rows)
     typer.echo("")

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from cloud.training import job as train_job
 from compression import evaluation_job
 from compression import job as compress_job
-from compression.errors import GateError, RecipeError
+from compression.errors import RecipeError
+from compression.report.content import Content
 from contract import bundle, tensors
 from edge_agent import training
 from edge_agent.runtime import Runtime
@@ -48,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     assert made.run(train_job, "train-1", spec) == {"model": "digits", "version": 1}
     stages = [{"stage": "prune", "epochs": 4}, {"stage": "cluster", "epochs": 1}, {"stage": "int8"}]
     recipes = ["int8", {"name": "pruned-clustered-int8", "stages": stages}]
-    spec = {"model": "digits", "version": 1, "recipes": recipes, "max_drop": 0.05}
+    spec = {"model": "digits", "version": 1, "recipes": recipes, "gates": {"max_drop": 0.05}}
     made.result = made.run(compress_job, "compress-1", spec)
     yield made
     client.close()
@@ -186,7 +188,7 @@ def test_the_evaluate_job_counts_as_devices_do(made: Made) -> None:
     ("change", "message"),
     [
         ({"recipes": ["magic"]}, "no recipe 'magic'"),
-        ({"max_drop": 2.0}, "outside"),
+        ({"gates": {"max_drop": 2.0}}, "max_drop"),
         ({"sparsity": 0.5}, "unknown field"),
         ({"version": "one"}, "version"),
     ],
@@ -196,6 +198,52 @@ def test_a_wrong_specification_is_refused(made: Made, change: dict[str, Any], me
         made.run(compress_job, "compress-x", {"model": "digits", "version": 1, **change})
 
 
-def test_nothing_ships_where_no_variant_is_good_enough() -> None:
-    with pytest.raises(GateError, match="there is none"):
-        compress_job.gate.choose({}, max_drop=0.1)
+def test_where_no_variant_may_ship_all_are_registered_and_there_is_a_report_and_no_bundle(made: Made) -> None:
+    spec = {"model": "digits", "version": 1, "recipes": ["int8"], "gates": {"max_bytes": 10}}
+    before = list(made.client.requested)
+    result = made.run(compress_job, "compress-2", spec)
+    assert (result["chosen"], result["bundle"]) == (None, None)
+    assert "no variant may ship: float has" in result["refused"]
+    assert made.client.requested == before
+    content = msgspec.json.decode(made.client.get_blob(result["report"]["content"]), type=Content)
+    assert {entry.name: entry.passed for entry in content.variants} == {"float": False, "int8": False}
+    assert b"none" in made.client.get_blob(result["report"]["html"])
+
+
+def test_an_attempt_that_was_killed_is_not_made_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"model": "digits", "version": 1, "recipes": ["int8"], "gates": {"max_drop": 0.05}}
+    folder = made.folder / "killed"
+    folder.mkdir()
+    given = context(made.client, folder, "compress-3", spec, made.log)
+    killed = dataclasses.replace(given, report=lambda _fraction, message: _die("exporting", message))
+    with pytest.raises(InterruptedError):
+        compress_job.run(killed)
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "variants").iterdir()}
+    assert set(kept) == {"float.tflite", "float.json", "int8.tflite", "int8.json"}
+    monkeypatch.setattr("compression.recipe.make", lambda *_args: pytest.fail("made again"))
+    assert compress_job.run(dataclasses.replace(given, resumed=True))["chosen"] == "int8"
+    (folder / "decision.json").unlink()
+    (folder / "variants" / "int8.tflite").write_bytes(b"half")
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        compress_job.run(dataclasses.replace(given, resumed=True))
+
+
+def _die(where: str, message: str) -> None:
+    if message.startswith(where):
+        raise InterruptedError
+
+
+def test_the_report_is_kept_with_the_page_and_the_picture(made: Made) -> None:
+    found = {kind: made.client.get_blob(digest) for kind, digest in made.result["report"].items()}
+    assert set(found) == {"content", "html", "png"}
+    assert found["png"].startswith(b"\x89PNG")
+    page = found["html"].decode()
+    assert "<script" not in page
+    assert page.count("<svg") == 2
+    assert "pruned-clustered-int8" in page
+
+
+def test_a_variant_says_which_recipe_made_it_and_what_each_stage_did(made: Made) -> None:
+    variant = next(v for v in made.client.get_version("digits", 1).variants if v.name == "pruned-clustered-int8")
+    assert [stage["stage"] for stage in variant.report["recipe"]["stages"]] == ["prune", "cluster", "int8"]
+    assert variant.report["records"][0]["notes"]["sparsity"] == pytest.approx(0.6, abs=0.01)

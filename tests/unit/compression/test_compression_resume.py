@@ -8,14 +8,17 @@ import msgspec
 import pytest
 
 from compression import job
+from compression.shipping import Decision
 from contract.training import TensorSpec, TrainingSpec
 from coordinator.client import JobContext
 
 SPEC = TrainingSpec(batch=32, weights=[TensorSpec("kernel", [2, 2])], state=[])
-DECISION = job._Decision(
+DECISION = Decision(
     variants=["float", "int8"],
     chosen="int8",
     refused="",
+    training="",
+    report={"html": "c" * 64},
     recipe={
         "parts": {"inference": "a" * 64},
         "labels": ["no", "yes"],
@@ -62,8 +65,8 @@ def test_a_killed_job_asks_for_the_very_bundle_that_it_had_decided_on(
     tmp_path: Path, training: TrainingSpec | None
 ) -> None:
     given, client = context(tmp_path, resumed=True)
-    recipe = DECISION.recipe | {"training": msgspec.to_builtins(training)}
-    msgspec.structs.replace(DECISION, recipe=recipe).write(given)
+    recipe = (DECISION.recipe or {}) | {"training": msgspec.to_builtins(training)}
+    msgspec.structs.replace(DECISION, recipe=recipe).write(given.folder)
 
     result = job.run(given)
 
@@ -71,8 +74,10 @@ def test_a_killed_job_asks_for_the_very_bundle_that_it_had_decided_on(
     assert result == {
         "variants": ["float", "int8"],
         "chosen": "int8",
+        "refused": "",
         "bundle": {"sha256": "b" * 64},
         "training": "",
+        "report": {"html": "c" * 64},
         "seconds": 3.0,
     }
 
@@ -81,7 +86,7 @@ def test_a_killed_job_asks_for_the_very_bundle_that_it_had_decided_on(
 def test_a_job_that_had_decided_nothing_begins_anew(tmp_path: Path, resumed: bool) -> None:
     given, client = context(tmp_path, resumed=resumed)
     if not resumed:
-        DECISION.write(given)
+        DECISION.write(given.folder)
     with pytest.raises(LookupError, match="begun anew"):
         job.run(given)
     assert client.asked == []
