@@ -17,6 +17,7 @@ from cloud.learning import task
 from cloud.training.job import TrainSpec
 from compression import recipe
 from compression.evaluation_job import EvaluateSpec
+from compression.gate import Gates
 from compression.job import CompressSpec
 from coordinator import config as coordinator_config
 from coordinator.signing import signer
@@ -80,6 +81,7 @@ TABLES = [
     (section("`train`:", "`compress`:"), keys(TrainSpec)),
     (section("`compress`:", "`evaluate`:"), keys(CompressSpec)),
     (section("`evaluate`:", "`rounds`:"), keys(EvaluateSpec)),
+    (section("## Gates", "## fieldfare.toml"), keys(Gates)),
     (
         section("## fieldfare.toml", "## Entry points"),
         {
