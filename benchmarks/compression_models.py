@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cloud import features
-from cloud.learning.task import Data, Task, load_task
+from cloud.learning.task import UNLABELLED, Data, Task, load_task
 from compression.source import Part, Source
 from contract import tensors, transform
 from coordinator.client import Version
@@ -63,6 +63,7 @@ def source(
         if part == "train" and train_samples is not None:
             rows = np.random.default_rng(seed).permutation(rows)[:train_samples]
         parts[part] = Part(data["x"][rows], executor.apply(data["x"][rows]), data["y"][rows], data["device"][rows])
+    extra = data["x"][data["part"] == UNLABELLED]
     weights_sha256 = hashlib.sha256(tensors.dump(weights)).hexdigest()
     version = Version(
         model=task.name,
@@ -72,7 +73,7 @@ def source(
         weights_sha256=weights_sha256,
         snapshot_sha256="0" * 64,
     )
-    return Source(version, task, weights, executor, **parts)
+    return Source(version, task, weights, executor, **parts, unlabelled=executor.apply(extra) if len(extra) else None)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ def bench(origin: Source, *, seed: int, on_stage: OnStage) -> Workbench:
         weights=origin.weights,
         train=Samples(origin.train.x, origin.train.y),
         validation=Samples(origin.validation.x, origin.validation.y),
+        unlabelled=origin.unlabelled,
         seed=seed,
         on_stage=on_stage,
     )

@@ -15,12 +15,13 @@ import msgspec
 from compression.errors import RecipeError
 from compression.stage import Record, Stage, Workbench, Workpiece
 from compression.stages.clustering import Cluster
+from compression.stages.distillation import Distill
 from compression.stages.low_rank import LowRank
 from compression.stages.post_training import Float, Int8
 from compression.stages.pruning import Prune
 from compression.stages.shrinking import FilterPrune, Width
 
-AnyStage = Float | Int8 | Prune | Cluster | FilterPrune | Width | LowRank
+AnyStage = Float | Int8 | Prune | Cluster | FilterPrune | Width | LowRank | Distill
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _FOLDER = importlib.resources.files("compression") / "recipes"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cloud.learning import snapshot
-from cloud.learning.task import Task, load_task
+from cloud.learning.task import UNLABELLED, Task, load_task
 from compression.errors import RecipeError
 from contract import bundle, tensors, transform
 from coordinator.client import Client, Version
@@ -33,6 +33,7 @@ class Source:
         temperature: of the bundle on which the cohort counted this version's reference profile, None without one.
             Those confidences were divided by it, and the laboratory's samples are not what the devices see: a
             temperature fitted to them would make the version look unsure of itself in the field.
+        unlabelled: model input of the snapshot's samples without a class, float32 (n, *input); None without any.
     """
 
     version: Version
@@ -43,6 +44,7 @@ class Source:
     validation: Part
     test: Part
     temperature: float | None = None
+    unlabelled: np.ndarray | None = None
 
 
 def load(client: Client, model: str, version: int, task: str = "") -> Source:
@@ -70,9 +72,12 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
     for name in ("train", "validation", "test"):
         mine = data["part"] == name
         parts[name] = Part(data["x"][mine], executor.apply(data["x"][mine]), data["y"][mine], data["device"][mine])
+    extra = data["x"][data["part"] == UNLABELLED]
+    unlabelled = executor.apply(extra) if len(extra) else None
     weights = tensors.load(client.get_blob(line[0].weights_sha256))
     named = load_task(task or line[0].task)
-    return Source(line[0], named, weights, executor, **parts, temperature=_temperature(client, line[0]))
+    temperature = _temperature(client, line[0])
+    return Source(line[0], named, weights, executor, **parts, temperature=temperature, unlabelled=unlabelled)
 
 
 def _temperature(client: Client, version: Version) -> float | None:

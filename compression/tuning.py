@@ -70,6 +70,67 @@ def fit(
     model.fit(bench.train.x, bench.train.y, batch_size=batch, epochs=epochs, verbose=0, callbacks=list(callbacks))
 
 
+def imitate(
+    student: Any,
+    soft: tuple[np.ndarray, np.ndarray],
+    hard: tuple[np.ndarray, np.ndarray],
+    *,
+    temperature: float,
+    alpha: float,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    batch: int = BATCH,
+) -> None:
+    """Adam, its step falling by a cosine, on alpha CE(hard) + (1 - alpha) T^2 KL(teacher / T, student / T).
+
+    Each step takes one batch from either pool; a pool's order depends on its size and the seed alone, so that a control
+    arm (alpha 1) sees the same labelled batches. See Hinton et al. 2015, arXiv:1503.02531, section 2.
+
+    Args:
+        student: tf_keras, gives logits; trained in place.
+        soft: model input and the teacher's logits (n, classes); unused at alpha 1.
+        hard: model input and classes (n,); unused at alpha 0.
+        temperature: T of both softmaxes.
+        alpha: weight of the classes, 0 to 1.
+        steps, learning_rate: of the optimiser.
+        seed: of orders, and of what the student draws.
+        batch: samples of either pool in a step.
+    """
+    import tensorflow as tf
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(seed)
+    optimizer = tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps))
+    soft_order, hard_order = (_batches(len(pool[0]), steps, batch, seed) for pool in (soft, hard))
+
+    @tf.function(reduce_retracing=True)
+    def step(soft_x: Any, logits: Any, hard_x: Any, classes: Any) -> None:
+        with tf.GradientTape() as tape:
+            made = student(tf.concat([soft_x, hard_x], axis=0), training=True)  # one pass: BatchNorm sees both
+            loss = tf.constant(0.0)
+            if alpha < 1:
+                cooled = made[: len(soft_x)] / temperature
+                apart = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(logits / temperature), cooled)
+                loss += (1 - alpha) * temperature**2 * tf.reduce_mean(apart)  # KL up to the teacher's entropy
+            if alpha > 0:
+                wrong = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, made[len(made) - len(hard_x) :])
+                loss += alpha * tf.reduce_mean(wrong)
+        weights = student.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+
+    for mine, theirs in zip(soft_order, hard_order, strict=True):
+        of_teacher, of_people = mine if alpha < 1 else mine[:0], theirs if alpha > 0 else theirs[:0]
+        step(soft[0][of_teacher], soft[1][of_teacher], hard[0][of_people], hard[1][of_people])
+
+
+def _batches(samples: int, steps: int, batch: int, seed: int) -> np.ndarray:
+    """Indices (steps, batch): one shuffled pass over the samples after the other."""
+    rng = np.random.default_rng(seed)
+    passes = -(-steps * batch // samples)
+    return np.concatenate([rng.permutation(samples) for _ in range(passes)])[: steps * batch].reshape(steps, batch)
+
+
 def copy(model: Any) -> Any:
     """A tf_keras model of its own with the same weights: tfmot changes the layers that it is given."""
     import tf_keras

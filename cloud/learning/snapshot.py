@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from cloud.errors import DataError
-from cloud.learning.task import PARTS, Data
+from cloud.learning.task import PARTS, UNLABELLED, Data
 from contract import codec, tensors
 from contract.errors import ContractError
 
@@ -72,7 +72,7 @@ def take(task: str, options: Mapping[str, Any], data: Data) -> Snapshot:
     devices, codes = np.unique(data["device"], return_inverse=True)
     files: dict[str, bytes] = {}
     entries = {}
-    for part in PARTS:
+    for part in (*PARTS, *([UNLABELLED] if (data["part"] == UNLABELLED).any() else [])):
         rows = data["part"] == part
         columns = {"x": data["x"][rows], "y": data["y"][rows].astype(np.int64), "device": codes[rows].astype(np.int64)}
         content = tensors.dump(columns)

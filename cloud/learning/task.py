@@ -1,7 +1,9 @@
 """A task: what a user writes once. A folder with `fieldfare.toml` and one Python module.
 
 The module has `build_model(keras) -> keras.Model` (logits) and `load_data(**options) -> dict` with arrays
-x (n, *input_shape) raw, y (n,) int64, device (n,) text, part (n,) text in train, validation, test.
+x (n, *input_shape) raw, y (n,) int64, device (n,) text, part (n,) text in train, validation, test. A further part
+`unlabelled` holds samples that nobody has put a class to: their y is -1, and a student learns from a teacher on them.
+Further functions `build_*(keras)` may build students.
 """
 
 import importlib
@@ -25,6 +27,8 @@ from contract.transform import Clip, Feature, Reshape
 FILE = "fieldfare.toml"
 GROUP = "fieldfare.tasks"  # entry points: name = "package that holds the folder"
 PARTS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"  # a part that a task may have besides
+NO_CLASS = -1  # in place of a class there
 
 Data = dict[str, np.ndarray]
 
@@ -97,6 +101,7 @@ class Task:
     training: TrainingPlan
     options: dict[str, Any]
     build_model: Callable[[Any], Any]
+    module: ModuleType
     _load_data: Callable[..., Data]
 
     def load_data(self, **options: Any) -> Data:
@@ -109,6 +114,17 @@ class Task:
         data = self._load_data(**{**self.options, **options})
         check_data(data, self)
         return data
+
+    def builder(self, name: str) -> Callable[[Any], Any]:
+        """A further builder of the task's module, such as `build_student`: like `build_model`, of another network.
+
+        Raises:
+            TaskError: no such function; those that there are are named.
+        """
+        known = {key: value for key, value in vars(self.module).items() if key.startswith("build_") and callable(value)}
+        if name not in known:
+            raise TaskError(f"{self.module.__file__}: no function {name!r}; there is {', '.join(sorted(known))}")
+        return known[name]
 
 
 def load_task(ref: str) -> Task:
@@ -148,6 +164,7 @@ def load_task(ref: str) -> Task:
         training=file.training,
         options=file.options,
         build_model=module.build_model,
+        module=module,
         _load_data=module.load_data,
     )
 
@@ -170,10 +187,12 @@ def check_data(data: Data, task: Task) -> None:
     if data["x"].shape[1:] != task.input_shape or data["x"].dtype.kind not in "fiub":
         found = f"{data['x'].dtype}{data['x'].shape[1:]}"
         raise TaskError(f"{task.name}: samples are {found}, {FILE} says numbers of shape {task.input_shape}")
-    y = data["y"]
-    if y.ndim != 1 or y.dtype.kind not in "iu" or ((y < 0) | (y >= len(task.labels))).any():
+    y, unlabelled = data["y"], data["part"] == UNLABELLED
+    if y.ndim != 1 or y.dtype.kind not in "iu" or (((y < 0) | (y >= len(task.labels))) & ~unlabelled).any():
         raise TaskError(f"{task.name}: classes must be integers from 0 to {len(task.labels) - 1}, of shape (n,)")
-    unknown = set(np.unique(data["part"]).tolist()) - set(PARTS)
+    if (y[unlabelled] != NO_CLASS).any():
+        raise TaskError(f"{task.name}: y of the part {UNLABELLED!r} must be {NO_CLASS}; samples with a class are train")
+    unknown = set(np.unique(data["part"]).tolist()) - {*PARTS, UNLABELLED}
     absent = [part for part in PARTS if not (data["part"] == part).any()]
     if unknown or absent:
         raise TaskError(f"{task.name}: parts {sorted(unknown)} are unknown, parts {absent} are empty; need {PARTS}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cloud.errors import TaskError
+from cloud.learning import snapshot
 from cloud.learning.task import ScaleStep, load_task
 
 TOML = """
@@ -39,6 +40,45 @@ def test_a_folder_is_a_task(tmp_path: Path) -> None:
     assert (task.name, task.labels, task.input_shape) == ("toy", ("no", "yes"), (2,))
     assert len(task.load_data()["x"]) == 8
     assert len(task.load_data(count=4)["x"]) == 4
+
+
+UNLABELLED = MODULE.replace('"train"] *', '"unlabelled"] *').replace("np.arange(count) % 2", "Y")
+
+
+def test_samples_without_a_class_are_a_part_of_their_own(tmp_path: Path) -> None:
+    y = 'np.where(part == "unlabelled", -1, np.arange(count) % 2)'
+    data = load_task(write(tmp_path, module=UNLABELLED.replace("Y", y))).load_data()
+    assert data["y"].tolist() == [0, 1, 0, -1, 0, 1, 0, -1]
+    taken = snapshot.take("toy", {}, data)
+    assert {part: file.samples for part, file in taken.manifest.files.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+        "unlabelled": 2,
+    }
+    back = snapshot.load(taken.manifest, taken.files.__getitem__)
+    assert back["x"][back["part"] == "unlabelled"].tolist() == data["x"][data["part"] == "unlabelled"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ("np.arange(count) % 2", "y of the part 'unlabelled' must be -1"),
+        ("np.full(count, -1)", "classes must be integers from 0 to 1"),
+    ],
+)
+def test_a_class_stands_where_samples_have_one_and_nowhere_else(tmp_path: Path, y: str, message: str) -> None:
+    task = load_task(write(tmp_path, module=UNLABELLED.replace("Y", y)))
+    with pytest.raises(TaskError, match=message):
+        task.load_data()
+
+
+def test_a_task_may_build_students_too(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, module=MODULE + "\ndef build_student(keras):\n    return keras\n"))
+    assert task.builder("build_student")("this") == "this"
+    for name in ("build_studnt", "load_data", "np"):
+        with pytest.raises(TaskError, match=rf"no function '{name}'; there is build_model, build_student"):
+            task.builder(name)
 
 
 def test_a_package_is_a_task() -> None:
