@@ -2,6 +2,7 @@
 
 CompressionError
 ├── UnsupportedLayerError    a layer that cannot be trained on a device, or not pruned
+├── StageError              a stage that began and cannot end, training that diverged for example
 ├── ConversionError          the converter refused the model
 ├── ArtifactError           a `.tflite` that cannot be read, run or measured
 ├── RecipeError              a recipe that does not exist or asks for data that are not there
@@ -15,6 +16,10 @@ class CompressionError(Exception):
 
 class UnsupportedLayerError(CompressionError):
     """A layer that cannot be trained on a device, or not pruned; the message names it and what to use instead."""
+
+
+class StageError(CompressionError):
+    """A stage that began and cannot end, training that diverged for example."""
 
 
 class ConversionError(CompressionError):

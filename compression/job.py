@@ -134,7 +134,8 @@ def _candidates(
     found: dict[str, Candidate] = {}
     judge = None
     for each in recipes:
-        content, records = candidate.make(each, model, origin, folder, stages.begin)
+        stages.begin(f"making {each.name}", parts=len(each.stages))
+        content, records = candidate.make(each, model, origin, folder, stages.tell)
         judge = judge or Judge(origin, content)
         stages.begin(f"measuring {each.name} in LiteRT")
         report = judge.test(judge.validation(content), content)
@@ -190,17 +191,23 @@ def _report(context: JobContext, content: Content) -> dict[str, str]:
 
 
 class _Progress:
-    """Stages to fractions: what is done when the next one begins."""
+    """Parts of the work to fractions: what is done when the next one begins."""
 
     def __init__(self, context: JobContext, *, stages: int) -> None:
         self._context = context
         self._stages = stages + 2
-        self._begun = 0
+        self._begun, self._fraction = 0, 0.1
 
-    def begin(self, message: str) -> None:
-        self._context.report(0.1 + 0.9 * min(1.0, self._begun / self._stages), message)
+    def begin(self, message: str, *, parts: int = 1) -> None:
+        """Something begins that is so many parts of the work."""
+        self._fraction = 0.1 + 0.9 * min(1.0, self._begun / self._stages)
+        self._begun += parts
+        self.tell(message)
+
+    def tell(self, message: str) -> None:
+        """Something begins within it."""
+        self._context.report(self._fraction, message)
         logger.info("%s", message)
-        self._begun += 1
 
 
 def _training(model: Any) -> Training:

@@ -19,9 +19,10 @@ from compression.stages.distillation import Distill
 from compression.stages.low_rank import LowRank
 from compression.stages.post_training import Float, Int8
 from compression.stages.pruning import Prune
+from compression.stages.qat import FineTune, Qat
 from compression.stages.shrinking import FilterPrune, Width
 
-AnyStage = Float | Int8 | Prune | Cluster | FilterPrune | Width | LowRank | Distill
+AnyStage = Float | Int8 | Prune | Cluster | Qat | FineTune | FilterPrune | Width | LowRank | Distill
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _FOLDER = importlib.resources.files("compression") / "recipes"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cloud.learning.backend import quiet_stderr
-from compression.errors import UnsupportedLayerError
+from compression.errors import StageError, UnsupportedLayerError
 from compression.stage import Workbench, Workpiece
 
 BATCH = 64
@@ -47,27 +47,41 @@ def tf_keras_model(piece: Workpiece, bench: Workbench) -> Any:
 def fit(
     model: Any,
     bench: Workbench,
+    what: str = "training",
     *,
     epochs: int,
     learning_rate: float,
     callbacks: Sequence[Any] = (),
     batch: int = BATCH,
 ) -> None:
-    """Adam on the cross-entropy of the training samples, shuffled by the bench's seed.
+    """Adam on the cross-entropy of the training samples; its step falls to nothing by half a cosine.
 
     Args:
-        model: tf_keras, compiled anew.
-        bench: gives samples and seed.
-        epochs, learning_rate: passes over the samples, step.
+        model: tf_keras, compiled anew and trained in place.
+        bench: gives samples, and the seed of shuffles and of what the model draws.
+        what: is done, told before each epoch.
+        epochs, learning_rate: passes over the samples, first step.
         callbacks: of tf_keras.
         batch: samples in a step.
+
+    Raises:
+        StageError: the loss is no number any more.
     """
     import tf_keras
 
     tf_keras.utils.set_random_seed(bench.seed)
+    steps = epochs * -(-len(bench.train.x) // batch)
+    rate = tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf_keras.optimizers.Adam(learning_rate), loss)
-    model.fit(bench.train.x, bench.train.y, batch_size=batch, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    model.compile(tf_keras.optimizers.Adam(rate), loss)
+    told = tf_keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _logs: bench.on_stage(f"{what}, epoch {epoch + 1} of {epochs}")
+    )
+    history = model.fit(
+        bench.train.x, bench.train.y, batch_size=batch, epochs=epochs, verbose=0, callbacks=[*callbacks, told]
+    )
+    if not np.isfinite(history.history["loss"][-1]):
+        raise StageError(f"{what}: the loss became {history.history['loss'][-1]}; lower learning_rate")
 
 
 def imitate(
@@ -152,3 +166,8 @@ def sparsity(model: Any) -> float:
     """Part of zeros in the kernels (weights of two or more dimensions)."""
     kernels = [np.asarray(value) for value in model.get_weights() if value.ndim >= 2]
     return float(sum((kernel == 0).sum() for kernel in kernels) / max(1, sum(kernel.size for kernel in kernels)))
+
+
+def most_values(model: Any) -> int:
+    """Different values in the kernel that has the most of them."""
+    return max((len(np.unique(value)) for value in model.get_weights() if value.ndim >= 2), default=0)
