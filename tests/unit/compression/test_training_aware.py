@@ -187,7 +187,7 @@ def test_a_model_without_kernels_that_fit_is_refused(bench: Workbench) -> None:
 
 def test_training_that_diverges_says_so(bench: Workbench) -> None:
     broken = dataclasses.replace(bench, train=Samples(bench.train.x * np.float32(1e38), bench.train.y))
-    with pytest.raises(StageError, match="fine-tuning: the loss became (nan|inf); lower learning_rate"):
+    with pytest.raises(StageError, match=r"fine-tuning: the loss became (nan|inf); lower learning_rate"):
         run(broken, {"stage": "fine-tune", "epochs": 1})
 
 
