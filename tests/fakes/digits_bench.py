@@ -15,7 +15,7 @@ def untrained() -> Workbench:
     return Workbench(task, weights.get(weights.build(task, seed=1)), parts["train"], parts["validation"], seed=1)
 
 
-def trained(epochs: int = 15) -> Workbench:
+def trained(epochs: int = 20) -> Workbench:
     """Digits with weights of about 95 % accuracy."""
     from cloud.learning import weights
 
