@@ -49,7 +49,7 @@ def test_a_student_without_a_single_class_learns_from_the_teacher(bench: Workben
     assert notes["labelled"] == 0
     assert notes["weights"] == [13706, 3658]
     assert notes["agreement"] > 0.9
-    assert accuracy(bench, made.artifact) > 0.9
+    assert accuracy(bench, made.artifact) > 0.85
 
 
 def test_samples_without_a_class_are_learned_from(bench: Workbench) -> None:
