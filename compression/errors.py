@@ -6,7 +6,9 @@ CompressionError
 ├── ConversionError          the converter refused the model
 ├── ArtifactError           a `.tflite` that cannot be read, run or measured
 ├── RecipeError              a recipe that does not exist or asks for data that are not there
-└── GateError                no variant is good enough to ship
+├── GateError                no variant is good enough to ship
+├── BudgetError              a budget that cannot be read
+└── SearchError              a search that cannot begin or go on
 """
 
 
@@ -36,3 +38,11 @@ class RecipeError(CompressionError):
 
 class GateError(CompressionError):
     """No variant is good enough to ship."""
+
+
+class BudgetError(CompressionError):
+    """A budget that cannot be read; the message holds the term at fault."""
+
+
+class SearchError(CompressionError):
+    """A search that cannot begin, or not go on from what its folder holds."""
