@@ -16,13 +16,15 @@ from compression.errors import RecipeError
 from compression.stage import Record, Stage, Workbench, Workpiece
 from compression.stages.clustering import Cluster
 from compression.stages.distillation import Distill
+from compression.stages.edge_quantizer import Mixed, WeightOnly
 from compression.stages.low_rank import LowRank
-from compression.stages.post_training import Float, Int8
+from compression.stages.post_training import Dynamic, Float, Float16, Int8, Int16x8
 from compression.stages.pruning import Prune
 from compression.stages.qat import FineTune, Qat
 from compression.stages.shrinking import FilterPrune, Width
 
-AnyStage = Float | Int8 | Prune | Cluster | Qat | FineTune | FilterPrune | Width | LowRank | Distill
+_PostTraining = Float | Float16 | Dynamic | Int8 | Int16x8 | Mixed | WeightOnly
+AnyStage = _PostTraining | Prune | Cluster | Qat | FineTune | FilterPrune | Width | LowRank | Distill
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _FOLDER = importlib.resources.files("compression") / "recipes"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cloud.learning.backend import quiet_stderr
+from compression import checks
 from compression.errors import StageError, UnsupportedLayerError
 from compression.stage import Workbench, Workpiece
 
@@ -65,10 +66,12 @@ def fit(
         batch: samples in a step.
 
     Raises:
+        RecipeError: samples without classes, or with classes that the model does not give.
         StageError: the loss is no number any more.
     """
     import tf_keras
 
+    checks.labels(bench.train.x, bench.train.y, int(model.output_shape[-1]))
     tf_keras.utils.set_random_seed(bench.seed)
     steps = epochs * -(-len(bench.train.x) // batch)
     rate = tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps)
