@@ -43,7 +43,7 @@ def make(bench: Workbench, *stages: dict[str, Any], model: Any = None) -> bytes:
         ([{"stage": "float"}, {"stage": "weight-only"}], 0.42, np.float32),
         ([{"stage": "float"}, {"stage": "weight-only", "bits": 4}], 0.32, np.float32),
         ([{"stage": "float"}, {"stage": "mixed"}], 0.36, np.float32),
-        ([{"stage": "float"}, {"stage": "mixed", "rules": [{"compute": "static"}]}], 0.46, np.float32),
+        ([{"stage": "float"}, {"stage": "mixed", "rules": [{"compute": "static"}]}], 0.46, np.int8),
         ([{"stage": "float"}, FOUR_BITS], 0.62, np.float32),
         ([{"stage": "float"}, {"stage": "mixed", "rules": [{"layers": "shape", "bits": 4}]}], 0.72, np.float32),
     ],
