@@ -18,14 +18,16 @@ from cloud.learning.backend import quiet_stderr
 from compression import gradients
 from compression.errors import ConversionError, UnsupportedLayerError
 from contract import training
-from contract.training import TensorSpec, TrainingSpec
+from contract.training import ADAM_BETA2, ADAM_EPSILON, Optimizer, TensorSpec, TrainingSpec
 
 Tensor = Any
 BATCH = 32
 _RANDOM = "its random numbers would differ from device to device; leave it out, or train this model in the cloud alone"
 
 
-def export(model: Any, *, batch: int = BATCH) -> tuple[bytes, TrainingSpec]:
+def export(
+    model: Any, *, batch: int = BATCH, optimizers: Sequence[Optimizer] = ("sgd", "adam")
+) -> tuple[bytes, TrainingSpec]:
     """Make the training `.tflite` of a classifier.
 
     The loss is the contract's cross-entropy alone: what layers add to it (regularizers) has no part in a device's step.
@@ -33,20 +35,22 @@ def export(model: Any, *, batch: int = BATCH) -> tuple[bytes, TrainingSpec]:
     Args:
         model: a built Keras 3 model, (batch, *input) to logits (batch, classes).
         batch: samples in one call.
+        optimizers: that the file shall have a signature for.
 
     Raises:
-        UnsupportedLayerError: a layer whose gradient LiteRT cannot compute; the message names it.
+        UnsupportedLayerError: a layer whose gradient LiteRT cannot compute; the message names it. Or all are frozen.
         ConversionError: the converter found an operation that is not builtin.
     """
     check_layers(model)
-    spec = training_spec(model, batch)
+    spec = training_spec(model, batch, optimizers)
     module = tf.Module()
-    module.train = tf.function(_train(model, spec), input_signature=train_signature(model, spec))
     module.infer = tf.function(_infer(model, spec), input_signature=_infer_signature(model, spec))
-    signatures = {
-        training.TRAIN: module.train.get_concrete_function(),
-        training.INFER: module.infer.get_concrete_function(),
-    }
+    signatures = {training.INFER: module.infer.get_concrete_function()}
+    for optimizer in spec.optimizers:
+        signature = train_signature(model, spec, optimizer)
+        function = tf.function(_train(model, spec, optimizer), input_signature=signature)
+        setattr(module, training.SIGNATURES[optimizer], function)
+        signatures[training.SIGNATURES[optimizer]] = function.get_concrete_function()
     # With custom gradients saved, the loader would trace the overridden operations again and fail.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
@@ -59,9 +63,15 @@ def export(model: Any, *, batch: int = BATCH) -> tuple[bytes, TrainingSpec]:
             raise ConversionError(_conversion_message(model, error)) from error
 
 
-def training_spec(model: Any, batch: int = BATCH) -> TrainingSpec:
-    """Names and shapes of a model's weights in the signature's order."""
-    return TrainingSpec(batch=batch, weights=_specs(weights.trainable(model)), state=_specs(weights.state(model)))
+def training_spec(model: Any, batch: int = BATCH, optimizers: Sequence[Optimizer] = ("sgd", "adam")) -> TrainingSpec:
+    """Names and shapes of a model's weights in the signature's order. Frozen layers' weights are state."""
+    return TrainingSpec(
+        batch=batch,
+        weights=_specs(weights.trainable(model)),
+        state=_specs(weights.state(model)),
+        optimizers=list(optimizers),
+        decay=True,
+    )
 
 
 def _specs(variables: Sequence[Any]) -> list[TensorSpec]:
@@ -74,6 +84,8 @@ def check_layers(model: Any) -> None:
     Raises:
         UnsupportedLayerError: naming the layer, why, and what to do.
     """
+    if not model.trainable_variables:
+        raise UnsupportedLayerError(f"every layer of {model.name!r} is frozen: there is nothing to train on a device")
     for layer in model._flatten_layers(include_self=False):  # noqa: SLF001 Keras has no public walk over nested layers
         kind = type(layer).__name__
         reason = ""
@@ -100,16 +112,18 @@ def _draws(layer: Any) -> bool:
     return any(known) or not known
 
 
-def train_signature(model: Any, spec: TrainingSpec) -> list[Any]:
-    """Tensor specs of the `train` inputs, in the order in which the traced function takes them."""
-    groups = [("w", spec.weights), ("s", spec.state), *((letter, spec.weights) for letter in "mag")]
+def train_signature(model: Any, spec: TrainingSpec, optimizer: Optimizer) -> list[Any]:
+    """Tensor specs of a signature's inputs, in the order in which the traced function takes them."""
+    letters = f"{training.moments(optimizer)}ag"
+    groups = [("w", spec.weights), ("s", spec.state), *((letter, spec.weights) for letter in letters)]
     inputs = [entry for letter, group in groups for entry in _group_signature(letter, group)]
     sample = [
         tf.TensorSpec([spec.batch, *model.input_shape[1:]], tf.float32, name="x"),
         tf.TensorSpec([spec.batch], tf.int32, name="y"),
         tf.TensorSpec([spec.batch], tf.float32, name="mask"),
     ]
-    return [*inputs, *sample, *(tf.TensorSpec([], tf.float32, name=name) for name in ("lr", "momentum", "mu"))]
+    scalars = training.scalars(optimizer, spec)
+    return [*inputs, *sample, *(tf.TensorSpec([], tf.float32, name=name) for name in scalars)]
 
 
 def _infer_signature(model: Any, spec: TrainingSpec) -> list[Any]:
@@ -122,13 +136,15 @@ def _group_signature(letter: str, group: Sequence[TensorSpec]) -> list[Any]:
     return [tf.TensorSpec(entry.shape, tf.float32, name=name) for name, entry in zip(names, group, strict=True)]
 
 
-def _train(model: Any, spec: TrainingSpec, *, builtin: bool = True) -> Any:
-    """The function behind `train`; with `builtin=False` it uses TensorFlow's own gradients (the reference in tests)."""
-    count, states = len(spec.weights), len(spec.state)
+def _train(model: Any, spec: TrainingSpec, optimizer: Optimizer, *, builtin: bool = True) -> Any:
+    """The function behind a signature; with `builtin=False` by TensorFlow's own gradients (the reference in tests)."""
+    count, letters = len(spec.weights), training.moments(optimizer)
+    signature = [entry.name for entry in train_signature(model, spec, optimizer)]
 
     def train(*tensors: Tensor) -> dict[str, Tensor]:
-        w, s, m, a, g = _split(tensors, [count, states, count, count, count])
-        x, y, mask, lr, momentum, mu = tensors[-6:]
+        w, s, *moments, a, g = _split(tensors, [count, len(spec.state), *[count] * (len(letters) + 2)])
+        named = dict(zip(signature, tensors, strict=True))
+        x, y, mask, mu = (named[name] for name in ("x", "y", "mask", "mu"))
         samples = tf.maximum(tf.reduce_sum(mask), 1.0)
         with gradients.overrides() if builtin else contextlib.nullcontext(), _masked_moments(mask):
             logits, new_state = _call(model, w, s, x, training=True)
@@ -136,17 +152,31 @@ def _train(model: Any, spec: TrainingSpec, *, builtin: bool = True) -> Any:
         loss = -tf.reduce_sum(tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=1) * mask) / samples
         slopes = tf.gradients(loss, w, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         slopes = [d + mu * (wi - ai) + gi for d, wi, ai, gi in zip(slopes, w, a, g, strict=True)]
-        velocity = [momentum * mi + d for mi, d in zip(m, slopes, strict=True)]
         right = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
         return {
-            **_named("w", [wi - lr * v for wi, v in zip(w, velocity, strict=True)]),
-            **_named("s", [tf.identity(value) for value in new_state]),
-            **_named("m", velocity),
+            **(_sgd if optimizer == "sgd" else _adam)(named, w, moments, slopes),
+            **{name: new for name, new in _named("s", new_state).items() if new is not named[name]},
             "loss": loss,
             "correct": tf.reduce_sum(right * mask),
         }
 
     return train
+
+
+def _sgd(named: dict[str, Tensor], w: list[Tensor], moments: list[list[Tensor]], slopes: list[Tensor]) -> Any:
+    velocity = [named["momentum"] * m + d for m, d in zip(moments[0], slopes, strict=True)]
+    lr, kept = named["lr"], 1.0 - named["lr"] * named["decay"]
+    return {**_named("w", [kept * wi - lr * v for wi, v in zip(w, velocity, strict=True)]), **_named("m", velocity)}
+
+
+def _adam(named: dict[str, Tensor], w: list[Tensor], moments: list[list[Tensor]], slopes: list[Tensor]) -> Any:
+    beta, lr, step = named["momentum"], named["lr"], named["step"] + 1.0
+    first = [beta * m + (1.0 - beta) * d for m, d in zip(moments[0], slopes, strict=True)]
+    second = [ADAM_BETA2 * v + (1.0 - ADAM_BETA2) * d * d for v, d in zip(moments[1], slopes, strict=True)]
+    rate = lr * tf.sqrt(1.0 - tf.pow(ADAM_BETA2, step)) / (1.0 - tf.pow(beta, step))
+    kept = 1.0 - lr * named["decay"]
+    new = [kept * wi - rate * m / (tf.sqrt(v) + ADAM_EPSILON) for wi, m, v in zip(w, first, second, strict=True)]
+    return {**_named("w", new), **_named("m", first), **_named("v", second), "step": step}
 
 
 def _infer(model: Any, spec: TrainingSpec) -> Any:

@@ -20,6 +20,7 @@ import msgspec
 from contract import bundle, topics
 from contract.errors import BundleError, MalformedError
 from contract.profile import Counts
+from contract.training import Optimizer
 
 _LARGEST = 2**63 - 1  # that SQLite holds
 
@@ -221,7 +222,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
         kind: `train` gives new weights, `evaluate` gives metrics and a profile.
         bundle_sha256: the bundle whose training signature and transform must be used.
         weights: safetensors with the global weights, pulled in blocks.
-        learning_rate, epochs, proximal_mu: SGD step, passes over the local data, FedProx term.
+        learning_rate, epochs, proximal_mu: step, passes over the local data, FedProx term.
+        optimizer, momentum, weight_decay: as in `contract.training`.
         seed: of the shuffle.
         expires_at: seconds since the epoch, coordinator clock; later work is useless.
     """
@@ -239,6 +241,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     max_samples: int = 100_000
     seed: int = 0
     expires_at: float
+    optimizer: Optimizer = "sgd"
+    weight_decay: float = 0.0
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="command"):

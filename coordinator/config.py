@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from contract.training import Optimizer
 from coordinator.errors import SetupError
 from coordinator.files import write_private
 
@@ -25,7 +26,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rounds: int = 5
     epochs: int = 2
     learning_rate: float = 0.005
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
+    weight_decay: float = 0.0
     proximal_mu: float = 0.0
     round_timeout_s: float = 120.0
     retry_s: float = 3600.0

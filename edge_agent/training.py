@@ -12,7 +12,7 @@ import numpy as np
 
 from contract import training as signature
 from contract.tensors import Arrays
-from contract.training import TrainingSpec
+from contract.training import Optimizer, TrainingSpec
 from edge_agent.errors import RuntimeModelError, TrainingDivergedError, TrainingError, TrainingStoppedError
 from edge_agent.runtime_backend import RuntimeOptions, training_interpreter
 
@@ -51,17 +51,26 @@ class TrainingRuntime:
         self.spec = spec
         self._interpreter = training_interpreter(model, options)
         try:
-            self._train = self._interpreter.get_signature_runner(signature.TRAIN)
             self._infer = self._interpreter.get_signature_runner(signature.INFER)
+            self._train = {
+                optimizer: self._interpreter.get_signature_runner(signature.SIGNATURES[optimizer])
+                for optimizer in spec.optimizers
+            }
         except (ValueError, RuntimeError) as error:
             raise RuntimeModelError(f"LiteRT cannot load the training model: {error}") from error
         self.w = signature.names("w", len(spec.weights))
         self.s = signature.names("s", len(spec.state))
-        self.m = signature.names("m", len(spec.weights))
-        self.a = signature.names("a", len(spec.weights))
-        self.g = signature.names("g", len(spec.weights))
-        details = self._train.get_input_details()
-        expected = {*self.w, *self.s, *self.m, *self.a, *self.g, "x", "y", "mask", "lr", "momentum", "mu"}
+        self.m, self.v, self.a, self.g = (signature.names(letter, len(spec.weights)) for letter in "mvag")
+        for optimizer, runner in self._train.items():
+            self._check(optimizer, runner.get_input_details())
+        self.input_shape: tuple[int, ...] = tuple(
+            int(size) for size in self._infer.get_input_details()["x"]["shape"][1:]
+        )
+
+    def _check(self, optimizer: Optimizer, details: Mapping[str, Any]) -> None:
+        spec = self.spec
+        groups = {*self.w, *self.s, *self.moments(optimizer), *self.a, *self.g}
+        expected = {*groups, "x", "y", "mask", *signature.scalars(optimizer, spec)}
         if set(details) != expected:
             raise RuntimeModelError(f"the training signature has other inputs: {sorted(set(details) ^ expected)}")
         for letters, group in ((self.w, spec.weights), (self.s, spec.state)):
@@ -70,11 +79,14 @@ class TrainingRuntime:
                     raise RuntimeModelError(f"{name} ({tensor.name}): the signature has another shape")
         if details["x"]["shape"][0] != spec.batch:
             raise RuntimeModelError(f"the signature takes {details['x']['shape'][0]} samples, not {spec.batch}")
-        self.input_shape: tuple[int, ...] = tuple(int(size) for size in details["x"]["shape"][1:])
 
-    def step(self, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """One call of the `train` signature; names as in `contract.training`."""
-        return self._call(self._train, tensors)
+    def moments(self, optimizer: Optimizer) -> list[str]:
+        """Names of an optimiser's state that is of the weights' shapes."""
+        return [*self.m, *self.v] if optimizer == "adam" else self.m
+
+    def step(self, tensors: Mapping[str, Any], optimizer: Optimizer = "sgd") -> dict[str, np.ndarray]:
+        """One call of an optimiser's signature; names as in `contract.training`."""
+        return self._call(self._train[optimizer], tensors)
 
     def forward(self, tensors: Mapping[str, Any]) -> np.ndarray:
         """One call of the `infer` signature: logits, shape (batch, classes)."""
@@ -96,13 +108,15 @@ def train(
     *,
     epochs: int,
     learning_rate: float,
+    optimizer: Optimizer = "sgd",
     momentum: float = 0.0,
+    weight_decay: float = 0.0,
     proximal_mu: float = 0.0,
     offset: Arrays | None = None,
     seed: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """SGD over the local samples, from `weights` (which are also the proximal anchor).
+    """Steps of an optimiser over the local samples, from `weights` (which are also the proximal anchor).
 
     Args:
         runtime: the training model.
@@ -110,15 +124,18 @@ def train(
         x: float32 model input, shape (n, *input_shape).
         y: integer classes, shape (n,).
         epochs: passes over the samples, at least 1.
-        learning_rate: SGD step.
-        momentum: heavy-ball factor; the velocity starts at zero.
+        learning_rate: of a step.
+        optimizer: whose state starts at zero.
+        momentum: SGD's heavy-ball factor, or how Adam's first moments decay.
+        weight_decay: share of a weight that goes in a step, times the learning rate.
         proximal_mu: strength of FedProx' pull to `weights`.
         offset: added to each gradient (SCAFFOLD), by name of `spec.weights`; None adds nothing.
         seed: of the shuffles.
         should_stop: asked before every step.
 
     Raises:
-        TrainingError: no samples, no epochs, or weights and samples that do not fit the signature.
+        TrainingError: no samples, no epochs, weights and samples that do not fit the signature, or an optimiser or
+            weight decay that it does not have.
         TrainingDivergedError: a loss or weight that is not finite.
         TrainingStoppedError: `should_stop` said so.
     """
@@ -126,13 +143,18 @@ def train(
     _check_samples(runtime, x)
     if not len(x) or len(x) != len(y) or epochs < 1:
         raise TrainingError(f"{len(x)} samples, {len(y)} labels and {epochs} epochs: nothing to train on")
+    _check_optimizer(runtime.spec, optimizer, weight_decay)
     values = list(weights.values())
-    count = len(runtime.w)
+    count, moments = len(runtime.w), runtime.moments(optimizer)
     state = dict(zip((*runtime.w, *runtime.s), values, strict=True))
-    state |= {name: np.zeros_like(value) for name, value in zip(runtime.m, values[:count], strict=True)}
+    state |= {name: np.zeros_like(values[index % count]) for index, name in enumerate(moments)}
+    if optimizer == "adam":
+        state["step"] = np.zeros([], np.float32)
     fixed: dict[str, Any] = dict(zip(runtime.a, values[:count], strict=True))
     fixed |= dict(zip(runtime.g, _offset(runtime, weights, offset), strict=True))
     fixed |= {"lr": np.float32(learning_rate), "momentum": np.float32(momentum), "mu": np.float32(proximal_mu)}
+    if runtime.spec.decay:
+        fixed["decay"] = np.float32(weight_decay)
     random = np.random.default_rng(seed)
     loss = correct = 0.0
     for _ in range(epochs):
@@ -142,8 +164,8 @@ def train(
             if should_stop():
                 raise TrainingStoppedError("training was stopped before its last batch")
             rows = order[start : start + runtime.spec.batch]
-            output = runtime.step({**state, **fixed, **_batch(runtime, x[rows], y[rows])})
-            state = {name: output[name] for name in state}
+            output = runtime.step({**state, **fixed, **_batch(runtime, x[rows], y[rows])}, optimizer)
+            state |= {name: output[name] for name in state if name in output}  # a frozen weight does not come back
             loss += float(output["loss"]) * len(rows)
             correct += float(output["correct"])
     trained = dict(zip(weights, (state[name] for name in (*runtime.w, *runtime.s)), strict=True))
@@ -195,6 +217,13 @@ def _pad(rows: np.ndarray, size: int) -> np.ndarray:
     padded = np.zeros((size, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return padded
+
+
+def _check_optimizer(spec: TrainingSpec, optimizer: Optimizer, weight_decay: float) -> None:
+    if optimizer not in spec.optimizers:
+        raise TrainingError(f"the bundle's training signature has no {optimizer}, it has {', '.join(spec.optimizers)}")
+    if weight_decay and not spec.decay:
+        raise TrainingError("the bundle's training signature is older than weight decay; compress the model again")
 
 
 def _check_weights(runtime: TrainingRuntime, weights: Arrays) -> None:

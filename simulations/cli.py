@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -31,8 +31,10 @@ def simulate(
     fraction: Annotated[float, typer.Option(help="Share of the clients that trains in a round.")] = 1.0,
     alpha: Annotated[float | None, typer.Option(help="Dirichlet label skew; without it, clients are alike.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a client's samples in a round.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Step of the local SGD.")] = 0.005,
-    momentum: Annotated[float, typer.Option(help="Momentum of the local SGD.")] = 0.9,
+    learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.005,
+    optimizer: Annotated[str, typer.Option(help="Of the local steps: sgd or adam.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="SGD's momentum, or how Adam's first moments decay.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Share of a weight that goes, times the step.")] = 0.0,
     proximal_mu: Annotated[float, typer.Option(help="Above zero: FedProx with this strength.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of partition, sampling and shuffles.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -45,6 +47,7 @@ def simulate(
     Example: fieldfare simulate digits --bundle digits.zip --clients 20 --rounds 5 --fraction 0.5 --alpha 0.5
     """
     from cloud.learning.task import load_task
+    from contract.training import Optimizer
     from coordinator.rounds.settings import RunConfig
     from simulations.run import Samples, Scenario
     from simulations.run import simulate as run
@@ -54,7 +57,9 @@ def simulate(
         fraction=fraction,
         epochs=epochs,
         learning_rate=learning_rate,
+        optimizer=cast(Optimizer, optimizer),
         momentum=momentum,
+        weight_decay=weight_decay,
         proximal_mu=proximal_mu,
         seed=seed,
     )

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from contract.tensors import Arrays
+from contract.training import Optimizer
 from coordinator.rounds.grid import GridBase, Reply, Task
 from coordinator.rounds.settings import device_seed
 from edge_agent import training
@@ -86,7 +87,9 @@ class VirtualGrid(GridBase):
             client.y,
             epochs=int(config.get("epochs", 1)),
             learning_rate=float(config.get("learning-rate", 0.01)),
+            optimizer=cast(Optimizer, config.get("optimizer", "sgd")),
             momentum=float(config.get("momentum", 0.0)),
+            weight_decay=float(config.get("weight-decay", 0.0)),
             proximal_mu=float(config.get("proximal-mu", 0.0)),
             seed=device_seed(self._seed, task.round, task.device),
         )

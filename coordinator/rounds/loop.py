@@ -157,7 +157,9 @@ def _config(config: RunConfig, max_samples: int) -> ConfigRecord:
         {
             "epochs": config.epochs,
             "learning-rate": config.learning_rate,
+            "optimizer": config.optimizer,
             "momentum": config.momentum,
+            "weight-decay": config.weight_decay,
             "proximal-mu": config.proximal_mu,
             "max-samples": max_samples,
         }

@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from contract import tensors
 from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction
 from contract.tensors import Arrays
+from contract.training import Optimizer
 from coordinator.rounds.grid import GridBase, Reply, Task
 from coordinator.rounds.mailbox import Letter, Mailbox
 from coordinator.rounds.settings import device_seed
@@ -75,6 +76,8 @@ class MqttGrid(GridBase):
             max_samples=int(config.get("max-samples", 100_000)),
             seed=device_seed(self._seed, task.round, task.device),
             expires_at=expires_at,
+            optimizer=cast(Optimizer, config.get("optimizer", "sgd")),
+            weight_decay=float(config.get("weight-decay", 0.0)),
         )
 
     def receive(self, ids: Sequence[str]) -> dict[str, Reply]:

@@ -5,6 +5,7 @@ import math
 
 import msgspec
 
+from contract.training import Optimizer
 from coordinator.errors import InvalidError
 
 
@@ -13,7 +14,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         rounds: training rounds.
-        epochs, learning_rate, momentum, proximal_mu: of the local SGD; `proximal_mu` above zero makes it FedProx.
+        epochs, learning_rate, optimizer, momentum, weight_decay, proximal_mu: of the local steps, as in
+            `contract.training`; `proximal_mu` above zero makes it FedProx.
         fraction: share of the cohort that trains in a round.
         min_replies: fewest good replies of a round; 0 means two thirds of those asked. Never fewer than the
             coordinator's smallest cohort.
@@ -27,7 +29,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rounds: int = 5
     epochs: int = 2
     learning_rate: float = 0.005
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
+    weight_decay: float = 0.0
     proximal_mu: float = 0.0
     fraction: float = 1.0
     min_replies: int = 0
@@ -43,11 +47,13 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         InvalidError: naming the first setting outside its range.
     """
-    ranges: list[tuple[str, float, bool]] = [
+    ranges: list[tuple[str, float | str, bool]] = [
         ("rounds", config.rounds, 1 <= config.rounds <= 10_000),
         ("epochs", config.epochs, 1 <= config.epochs <= 1_000),
         ("learning_rate", config.learning_rate, 0 < config.learning_rate < math.inf),
+        ("optimizer", config.optimizer, config.optimizer in {"sgd", "adam"}),
         ("momentum", config.momentum, 0 <= config.momentum < 1),
+        ("weight_decay", config.weight_decay, 0 <= config.weight_decay < math.inf),
         ("proximal_mu", config.proximal_mu, 0 <= config.proximal_mu < math.inf),
         ("fraction", config.fraction, 0 < config.fraction <= 1),
         ("min_replies", config.min_replies, config.min_replies >= 0),

@@ -81,11 +81,42 @@ MODELS: dict[str, Callable[[], Any]] = {
     "signal": lambda: sequential(
         (24, 3), L.Conv1D(8, 5, activation="relu"), L.MaxPool1D(2), L.GlobalAveragePooling1D(), L.Dense(4)
     ),
-    "recurrent": lambda: sequential((6, 3), L.LSTM(5, unroll=True), L.Dense(4)),
+    "dilated": lambda: sequential(
+        (12, 3),
+        L.Conv1D(
+            6, 3, dilation_rate=2, padding="same", activation=lambda t: keras.activations.gelu(t, approximate=True)
+        ),
+        L.SeparableConv1D(5, 3, activation="relu"),
+        L.AveragePooling1D(2),
+        L.GlobalMaxPooling1D(),
+        L.Dense(4),
+    ),
+    "remembering": lambda: sequential((6, 3), L.LSTM(5, unroll=True), L.Dense(4)),
+    "gated": lambda: sequential((6, 3), L.GRU(5, unroll=True), L.Dense(4)),
+    "frozen": lambda: frozen(
+        sequential(
+            (8, 8, 1),
+            L.Conv2D(4, 3, activation="relu", name="body"),
+            L.BatchNormalization(name="norm"),
+            L.Flatten(),
+            L.Dense(4, name="head"),
+        ),
+        "body",
+        "norm",
+    ),
 }
+TOLERANCE = {"normalized": 1e-3}  # of BatchNorm; otherwise 1e-4, relative
 
 
-def step_inputs(model: Any, spec: Any, rng: np.random.Generator, counted: int = 32) -> dict[str, np.ndarray]:
+def frozen(model: Any, *names: str) -> Any:
+    for name in names:
+        model.get_layer(name).trainable = False
+    return model
+
+
+def step_inputs(
+    model: Any, spec: Any, rng: np.random.Generator, counted: int = 32, optimizer: Any = "sgd"
+) -> dict[str, np.ndarray]:
     arrays = list(weights.get(model).values())
     trained, kept = arrays[: len(spec.weights)], arrays[len(spec.weights) :]
     noise = {
@@ -93,6 +124,11 @@ def step_inputs(model: Any, spec: Any, rng: np.random.Generator, counted: int = 
         for letter in "mag"
         for name, array in zip(names(letter, len(trained)), trained, strict=True)
     }
+    if optimizer == "adam":
+        noise |= {
+            name: rng.random(array.shape).astype(np.float32) / 100
+            for name, array in zip(names("v", len(trained)), trained, strict=True)
+        } | {"step": np.float32(3)}
     classes = model.output_shape[-1]
     return {
         **dict(zip(names("w", len(trained)), trained, strict=True)),
@@ -104,12 +140,15 @@ def step_inputs(model: Any, spec: Any, rng: np.random.Generator, counted: int = 
         "lr": np.float32(0.1),
         "momentum": np.float32(0.9),
         "mu": np.float32(0.01),
+        "decay": np.float32(0.02),
     }
 
 
-def traced(model: Any, spec: Any, *, builtin: bool) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    signature = training_export.train_signature(model, spec)
-    function = tf.function(training_export._train(model, spec, builtin=builtin), input_signature=signature)
+def traced(
+    model: Any, spec: Any, optimizer: Any = "sgd", *, builtin: bool
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    signature = training_export.train_signature(model, spec, optimizer)
+    function = tf.function(training_export._train(model, spec, optimizer, builtin=builtin), input_signature=signature)
     concrete = function.get_concrete_function()
     return lambda inputs: {
         name: value.numpy() for name, value in concrete(*(tf.constant(inputs[s.name]) for s in signature)).items()
@@ -131,6 +170,74 @@ def test_builtin_gradients_are_those_of_tensorflow(name: str) -> None:
     got = traced(model, spec, builtin=True)(inputs)
     # BatchNorm's masked moments are in both, so that the gradients alone are compared
     assert_close(got, traced(model, spec, builtin=False)(inputs), 2e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_five_steps_on_the_device_are_those_of_tensorflow(name: str, optimizer: Any) -> None:
+    keras.utils.set_random_seed(1)
+    model = MODELS[name]()
+    content, spec = training_export.export(model, optimizers=[optimizer])
+    runtime, native = training.TrainingRuntime(content, spec), traced(model, spec, optimizer, builtin=False)
+    rng = np.random.default_rng(1)
+    inputs = step_inputs(model, spec, rng, optimizer=optimizer) | {"lr": np.float32(0.01)}
+    device, wanted = inputs, inputs
+    for _ in range(5):
+        sample = {
+            "x": rng.normal(size=inputs["x"].shape).astype(np.float32),
+            "y": rng.integers(0, model.output_shape[-1], 32).astype(np.int32),
+        }
+        got, want = runtime.step({**device, **sample}, optimizer), native({**wanted, **sample})
+        device, wanted = (
+            {**old, **{k: new[k] for k in new if k in old}} for old, new in ((device, got), (wanted, want))
+        )
+    assert set(got) == set(want)
+    for name_, array in want.items():
+        error = np.abs(got[name_] - array).max() / max(np.abs(array).max(), 1e-6)
+        assert error < TOLERANCE.get(name, 1e-4), f"{name_}: {error}"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_loop_goes_where_keras_own_optimizer_goes(optimizer: Any) -> None:
+    keras.utils.set_random_seed(1)
+    model = MODELS["dense"]()
+    content, spec = training_export.export(model)
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(96, 20)).astype(np.float32), rng.integers(0, 6, 96)
+    got = training.train(
+        training.TrainingRuntime(content, spec), weights.get(model), x, y,
+        epochs=2, learning_rate=0.01, optimizer=optimizer, momentum=0.9, weight_decay=0.1, seed=5,
+    )  # fmt: skip
+    kind = {"sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=0.1)}.get(
+        optimizer, lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    )
+    model.compile(kind(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    shuffles = np.random.default_rng(5)
+    for _ in range(2):
+        order = shuffles.permutation(96)
+        for start in range(0, 96, 32):
+            model.train_on_batch(x[order[start : start + 32]], y[order[start : start + 32]])
+    for name, array in weights.get(model).items():
+        np.testing.assert_allclose(got.weights[name], array, atol=1e-5, err_msg=name)
+
+
+def test_frozen_layers_stay_and_only_the_head_is_trained() -> None:
+    keras.utils.set_random_seed(1)
+    model = MODELS["frozen"]()
+    content, spec = training_export.export(model)
+    assert [tensor.name.split("/")[-2] for tensor in spec.weights] == ["head", "head"]
+    runtime, start = training.TrainingRuntime(content, spec), weights.get(model)
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 8, 8, 1)).astype(np.float32), rng.integers(0, 4, 40)
+    for optimizer in spec.optimizers:
+        trained = training.train(
+            runtime, start, x, y, epochs=1, learning_rate=0.01, optimizer=optimizer, momentum=0.9, seed=0
+        ).weights
+        assert list(trained) == list(start)
+        changed = {name for name in start if (trained[name] != start[name]).any()}
+        assert changed == {tensor.name for tensor in spec.weights}
+    with pytest.raises(UnsupportedLayerError, match="frozen"):
+        training_export.export(frozen(model, "head"))
 
 
 @pytest.fixture(scope="module", params=["pooled", "padded pools", "normalized"])
@@ -155,7 +262,7 @@ def test_the_step_is_the_formula_of_the_contract(exported: tuple[Any, training.T
     for w, m, a, g in zip(runtime.w, runtime.m, runtime.a, runtime.g, strict=True):
         slope = still[m] - 0.9 * inputs[m] + 0.01 * (inputs[w] - inputs[a]) + inputs[g]
         np.testing.assert_allclose(output[m], 0.9 * inputs[m] + slope, atol=1e-5)
-        np.testing.assert_allclose(output[w], inputs[w] - 0.1 * output[m], atol=1e-5)
+        np.testing.assert_allclose(output[w], inputs[w] * (1 - 0.1 * 0.02) - 0.1 * output[m], atol=1e-5)
 
 
 def test_padding_has_no_effect(exported: tuple[Any, training.TrainingRuntime]) -> None:

@@ -172,7 +172,9 @@ def test_instructions_carry_the_settings_of_the_run():
         rounds=1,
         epochs=3,
         learning_rate=0.2,
+        optimizer="adam",
         momentum=0.5,
+        weight_decay=0.01,
         proximal_mu=0.1,
         max_samples=77,
         evaluate_samples=33,
@@ -181,6 +183,7 @@ def test_instructions_carry_the_settings_of_the_run():
     go(mailbox, Watching(mailbox), Journal(), config=config)
     train = next(each for each in seen if each.kind == "train")
     assert (train.epochs, train.learning_rate, train.momentum) == (3, 0.2, 0.5)
+    assert (train.optimizer, train.weight_decay) == ("adam", 0.01)
     assert (train.proximal_mu, train.max_samples, train.bundle_sha256) == (0.1, 77, "b" * 64)
     assert len({each.seed for each in seen if each.kind == "train"}) == 3
     assert {each.max_samples for each in seen if each.kind == "evaluate"} == {33}

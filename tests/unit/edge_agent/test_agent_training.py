@@ -115,6 +115,10 @@ def test_what_does_not_fit_is_refused_by_name(runtime: TrainingRuntime) -> None:
         infer(runtime, _zeros(), x[:, :3])
     with pytest.raises(TrainingError, match="nothing to train on"):
         train(runtime, _zeros(), x[:0], y[:0], epochs=1, learning_rate=0.1, seed=0)
+    with pytest.raises(TrainingError, match="has no adam, it has sgd"):
+        train(runtime, _zeros(), x, y, epochs=1, learning_rate=0.1, optimizer="adam", seed=0)
+    with pytest.raises(TrainingError, match="older than weight decay"):
+        train(runtime, _zeros(), x, y, epochs=1, learning_rate=0.1, weight_decay=0.1, seed=0)
     with pytest.raises(TrainingError, match="offsets"):
         train(runtime, _zeros(), x, y, epochs=1, learning_rate=0.1, offset={}, seed=0)
     with pytest.raises(RuntimeModelError):
