@@ -1,44 +1,17 @@
 """What may ship, and which of it: pure decisions over reports. Gates are a TOML file with a table `[gates]`."""
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from compression.errors import GateError, RecipeError
 from compression.measure import Report
+from coordinator.client import Gates, InvalidError, gates_from_fields, gates_from_toml
+
+__all__ = ["LOCAL", "Gates", "choose", "from_fields", "load", "reasons"]
 
 LOCAL = "local"  # the machine that compressed, among hardware classes
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_Size = Annotated[int, msgspec.Meta(gt=0)]
 _SLACK = 1e-9  # of a sum of floats
-
-
-class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a variant must hold; None asks for nothing. Accuracies are from 0 to 1.
-
-    Attributes:
-        max_drop: validation accuracy lost against float.
-        max_drop_high: the same for the upper end of the 95 % interval: what is not shown to be small is too large.
-        max_calibration_change: by which the expected calibration error may grow.
-        max_bytes, max_zstd_bytes, max_arena_bytes: raw, on the way, of activations.
-        p95_us: hardware class to the longest latency on one thread; `local` is the machine that compressed.
-        min_worst_class, min_worst_device: accuracy of the class and the device that are answered worst.
-        require_measurement: whether a hardware class on which nobody measured fails; without it, it is let pass.
-    """
-
-    max_drop: _Share | None = 0.02
-    max_drop_high: _Share | None = None
-    max_calibration_change: _Share | None = None
-    max_bytes: _Size | None = None
-    max_zstd_bytes: _Size | None = None
-    max_arena_bytes: _Size | None = None
-    p95_us: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
-    min_worst_class: _Share | None = None
-    min_worst_device: _Share | None = None
-    require_measurement: bool = False
 
 
 def load(path: Path) -> Gates:
@@ -48,12 +21,11 @@ def load(path: Path) -> Gates:
         RecipeError: unreadable, an unknown key, or a value outside its limits.
     """
     try:
-        fields = msgspec.toml.decode(path.read_text())
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        return gates_from_toml(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
-    if not isinstance(fields, dict) or set(fields) != {"gates"}:
-        raise RecipeError(f"{path}: gates are one table [gates], found {sorted(fields)[:5]}")
-    return from_fields(fields["gates"], str(path))
+    except InvalidError as error:
+        raise RecipeError(str(error)) from error
 
 
 def from_fields(fields: Any, where: str) -> Gates:
@@ -62,16 +34,10 @@ def from_fields(fields: Any, where: str) -> Gates:
     Raises:
         RecipeError: see `load`.
     """
-    known = [field.name for field in msgspec.structs.fields(Gates)]
-    for key in fields if isinstance(fields, dict) else ():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise RecipeError(f"{where}: unknown gate {key!r}; {hint}")
     try:
-        return msgspec.convert(fields, Gates)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{where}: gates: {error}") from error
+        return gates_from_fields(fields, where)
+    except InvalidError as error:
+        raise RecipeError(str(error)) from error
 
 
 def reasons(report: Report, gates: Gates, measured: Mapping[str, float] | None = None) -> list[str]:
@@ -119,7 +85,11 @@ def _least(what: str, value: float, limit: float | None) -> str:
 
 
 def choose(
-    reports: Mapping[str, Report], gates: Gates, measured: Mapping[str, Mapping[str, float]] | None = None
+    reports: Mapping[str, Report],
+    gates: Gates,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    overridden: Collection[str] = (),
 ) -> str:
     """The variant with the fewest bytes on the way (Zstandard) among those that may ship; ties by name.
 
@@ -127,12 +97,13 @@ def choose(
         reports: by variant.
         gates: of the model.
         measured: by variant, as for `reasons`.
+        overridden: variants that a signed override lets pass.
 
     Raises:
         GateError: none may ship.
     """
     found = {name: reasons(report, gates, (measured or {}).get(name)) for name, report in reports.items()}
-    passed = [name for name, why in found.items() if not why]
+    passed = [name for name, why in found.items() if not why or name in overridden]
     if not passed:
         why = "; ".join(f"{name} {reasons[0]}" for name, reasons in sorted(found.items()))
         raise GateError(f"no variant may ship: {why or 'there is none'}")

@@ -116,7 +116,7 @@ def compose(state: Path) -> Services:
     return Services(
         config=settings,
         storage=storage,
-        registry=Registry(storage, signing.request),
+        registry=Registry(storage, signing.request, root=signing.root),
         jobs=jobs,
         fleet=fleet,
         commands=commands,

@@ -15,6 +15,7 @@ import msgspec
 from contract.messages import BlobRef
 from contract.training import TrainingSpec
 from coordinator import config, records
+from coordinator.errors import InvalidError
 from coordinator.records import (
     FINISHED,
     Alert,
@@ -25,6 +26,7 @@ from coordinator.records import (
     Gate,
     Job,
     Model,
+    Override,
     Rollout,
     RolloutDevice,
     Round,
@@ -35,6 +37,9 @@ from coordinator.records import (
     Variant,
     Version,
 )
+from coordinator.registry.gates import Gates
+from coordinator.registry.gates import from_fields as gates_from_fields
+from coordinator.registry.gates import from_toml as gates_from_toml
 from coordinator.transport import RETRY_S, ClientError, Transport, UnreachableError, decode
 
 __all__ = [
@@ -46,10 +51,13 @@ __all__ = [
     "Device",
     "DeviceToken",
     "Gate",
+    "Gates",
+    "InvalidError",
     "Job",
     "JobContext",
     "JobFailedError",
     "Model",
+    "Override",
     "Rollout",
     "RolloutDevice",
     "Round",
@@ -60,6 +68,8 @@ __all__ = [
     "UnreachableError",
     "Variant",
     "Version",
+    "gates_from_fields",
+    "gates_from_toml",
     "records",
 ]
 
@@ -201,6 +211,23 @@ class Client(Transport):
         """Register a variant. Until a bundle holds it, asking again replaces it (a compression that was killed)."""
         body = {"name": name, "tflite_sha256": tflite_sha256, "report": report, "gate": msgspec.to_builtins(gate)}
         return self.post(f"/v1/models/{model}/versions/{version}/variants", Variant, body, repeat=True)
+
+    def gates(self, model: str) -> Gates | None:
+        """What a model's variants must hold where a job does not say; None where nobody set it."""
+        return self.get(f"/v1/models/{model}/gates", Gates | None)  # type: ignore[arg-type]  # a union is no class
+
+    def set_gates(self, model: str, gates: Gates) -> Gates:
+        """Keep what a model's variants must hold from now on."""
+        return self.post(f"/v1/models/{model}/gates", Gates, msgspec.to_builtins(gates), repeat=True)
+
+    def override(
+        self, model: str, version: int, variant: str, *, statement: str, keyid: str, signature: str
+    ) -> Override:
+        """Hand in a signed override of a variant's gate: `coordinator.registry.overrides.sign` makes one."""
+        body = {"statement": statement, "keyid": keyid, "signature": signature}
+        return self.post(
+            f"/v1/models/{model}/versions/{version}/variants/{variant}/overrides", Override, body, repeat=True
+        )
 
     def create_bundle(
         self,

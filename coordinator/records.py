@@ -38,6 +38,27 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
 
 
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """A signed word that a variant may ship although it failed: see `coordinator.registry.overrides.Statement`.
+
+    Attributes:
+        keyid: of the key that signed.
+        in_force: whether it holds now: not expired, and the root still lists its key.
+    """
+
+    keyid: str
+    in_force: bool
+    model: str
+    version: int
+    variant: str
+    artifact_sha256: str
+    reasons: list[str]
+    reason: str
+    by: str
+    signed_at: float
+    expires_at: float
+
+
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """What a device downloads; it rolls out once it is signed.
 
@@ -90,6 +111,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
     variants: list[Variant] = []
     bundles: list[Bundle] = []
+    overrides: list[Override] = []
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

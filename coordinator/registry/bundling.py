@@ -23,17 +23,25 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     min_runtime_version: str = ""
 
 
-def check(recipe: Recipe, version: records.Version, variant: records.Variant) -> None:
+def check(recipe: Recipe, version: records.Version, variant: records.Variant, *, overridden: bool = False) -> None:
     """Whether this variant may become this bundle.
 
+    Args:
+        recipe: of the bundle.
+        version, variant: as registered.
+        overridden: whether a signed override lets it pass that holds now.
+
     Raises:
-        ConflictError: the variant did not pass its gate.
+        ConflictError: the variant did not pass its gate, and nothing overrides that.
         InvalidError: another artifact or another reference profile than the registered ones.
         BundleError: versions that are not numbers with dots.
     """
     name = f"{version.model}:{version.version} {variant.name}"
-    if not variant.gate.passed:
-        raise ConflictError(f"{name} did not pass its gate: {'; '.join(variant.gate.reasons) or 'no reason given'}")
+    if not variant.gate.passed and not overridden:
+        raise ConflictError(
+            f"{name} did not pass its gate: {'; '.join(variant.gate.reasons) or 'no reason given'}; "
+            "a holder of a targets key can let it pass: fieldfare models override"
+        )
     if recipe.parts.get("inference") != variant.tflite_sha256:
         raise InvalidError(f"{name}: the inference part must be its artifact {variant.tflite_sha256}")
     targets.check_versions(recipe.min_agent_version, recipe.min_runtime_version)

@@ -12,6 +12,7 @@ from coordinator import records
 from coordinator.answers import Body, answer
 from coordinator.errors import InvalidError
 from coordinator.registry.bundling import Recipe
+from coordinator.registry.overrides import Signed
 from coordinator.registry.service import Registry
 from coordinator.storage import Blobs
 
@@ -51,6 +52,14 @@ class NewVariant(Body):
     tflite_sha256: str
     report: dict[str, Any]
     gate: NewGate
+
+
+class NewOverride(Body):
+    """POST /v1/models/{model}/versions/{version}/variants/{variant}/overrides."""
+
+    statement: str
+    keyid: str
+    signature: str
 
 
 class NewBundle(Body):
@@ -128,3 +137,15 @@ def _add_models(routes: APIRouter, registry: Registry) -> None:
     @routes.post("/models/{model}/versions/{version}/variants/{variant}/bundles")
     def create_bundle(model: str, version: int, variant: str, body: NewBundle) -> Response:
         return answer(registry.create_bundle(model, version, variant, body.recipe()), status=201)
+
+    @routes.post("/models/{model}/versions/{version}/variants/{variant}/overrides")
+    def create_override(model: str, version: int, variant: str, body: NewOverride) -> Response:
+        return answer(registry.override(model, version, variant, Signed(**body.model_dump())), status=201)
+
+    @routes.get("/models/{model}/gates")
+    def get_gates(model: str) -> Response:
+        return answer(registry.gates(model))
+
+    @routes.post("/models/{model}/gates")
+    def set_gates(model: str, body: dict[str, Any]) -> Response:
+        return answer(registry.set_gates(model, body))

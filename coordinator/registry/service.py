@@ -11,8 +11,9 @@ from sqlalchemy import Connection, RowMapping, Select, and_, select
 from contract import bundle, codec, limits, profile, targets, tensors
 from coordinator import records
 from coordinator.errors import ConflictError, InvalidError, NotFoundError
-from coordinator.registry import bundling
-from coordinator.registry.tables import bundles, model_versions, models, snapshots, variants
+from coordinator.registry import bundling, overrides
+from coordinator.registry.gates import Gates, from_fields
+from coordinator.registry.tables import bundles, model_gates, model_versions, models, snapshots, variants
 from coordinator.signing.tables import signing_requests
 from coordinator.sql import insert_once, take_turns, to_record
 from coordinator.storage import Storage
@@ -40,13 +41,30 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def _no_root(_connection: Connection) -> bytes:
+    raise ConflictError("there is no root metadata, so nobody can override a gate")
+
+
 class Registry:
     """Models, versions, variants, snapshots and bundles over Storage. Repeating a creation gives what it gave."""
 
     def __init__(
-        self, storage: Storage, request_signature: RequestSignature, *, clock: Callable[[], float] = time.time
+        self,
+        storage: Storage,
+        request_signature: RequestSignature,
+        *,
+        root: Callable[[Connection], bytes] = _no_root,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Use `storage`; `request_signature` is called in the transaction that makes a bundle."""
+        """Use storage.
+
+        Args:
+            storage: tables and blobs.
+            request_signature: called in the transaction that makes a bundle.
+            root: gives the trusted root metadata, whose `targets` keys may override a gate.
+            clock: seconds since the epoch.
+        """
+        self._root = root
         self._storage = storage
         self._engine = storage.engine
         self._blobs = storage.blobs
@@ -178,6 +196,7 @@ class Registry:
             **row,
             "variants": [to_record(variant, records.Variant) for variant in made],
             "bundles": [_bundle(found) for found in connection.execute(packed).mappings()],
+            "overrides": overrides.known(connection, model, version, lambda: self._root(connection), self._clock()),
         }
         return to_record(fields, records.Version)
 
@@ -258,11 +277,55 @@ class Registry:
         self, connection: Connection, model: str, version: int, variant: str, recipe: bundling.Recipe
     ) -> tuple[records.Version, records.Variant]:
         whole = self._version(connection, model, version)
-        chosen = next((found for found in whole.variants if found.name == variant), None)
-        if chosen is None:
-            raise NotFoundError(f"{model}:{version} has no variant {variant!r}")
-        bundling.check(recipe, whole, chosen)
+        chosen = _named(whole, variant)
+        failed = not chosen.gate.passed
+        overridden = failed and overrides.covers(connection, chosen, lambda: self._root(connection), self._clock())
+        bundling.check(recipe, whole, chosen, overridden=overridden)
         return whole, chosen
+
+    def override(self, model: str, version: int, variant: str, signed: overrides.Signed) -> records.Override:
+        """Keep a signed override of a variant's gate.
+
+        Raises:
+            NotFoundError: no such version or variant.
+            ConflictError, DeniedError, InvalidError: see `overrides.register`; or there is no root metadata.
+        """
+        with self._engine.begin() as connection:
+            chosen = _named(self._version(connection, model, version), variant)
+            return overrides.register(connection, chosen, signed, root=self._root(connection), now=self._clock())
+
+    def gates(self, model: str) -> Gates | None:
+        """What a model's variants must hold where a job does not say; None where nobody set it.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        with self._engine.begin() as connection:
+            self._check_model(connection, model)
+            query = select(model_gates.c.gates).where(model_gates.c.model == model)
+            kept = connection.execute(query).scalar()
+            return None if kept is None else from_fields(kept, f"gates of {model}")
+
+    def set_gates(self, model: str, fields: Mapping[str, Any]) -> Gates:
+        """Keep what a model's variants must hold from now on.
+
+        Raises:
+            NotFoundError: no such model.
+            InvalidError: an unknown gate, or a value outside its limits.
+        """
+        checked = from_fields(dict(fields), f"gates of {model}")
+        row = {"model": model, "gates": msgspec.to_builtins(checked), "set_at": self._clock()}
+        with self._engine.begin() as connection:
+            take_turns(connection, _TURN)
+            self._check_model(connection, model)
+            connection.execute(model_gates.delete().where(model_gates.c.model == model))
+            connection.execute(model_gates.insert().values(**row))
+        return checked
+
+    @staticmethod
+    def _check_model(connection: Connection, model: str) -> None:
+        if connection.execute(select(models.c.name).where(models.c.name == model)).first() is None:
+            raise NotFoundError(f"no model {model[:80]!r}; see: fieldfare models list")
 
     def bundle(self, connection: Connection, sha256: str) -> records.Bundle:
         """One bundle.
@@ -293,6 +356,13 @@ class Registry:
             data = self._blobs.get(reference_sha256)
             reference = codec.decode_json(data, profile.Reference, limit=limits.ARTIFACT_BYTES)
             profile.check_counts(profile.check_spec(reference.spec), reference.counts)
+
+
+def _named(version: records.Version, variant: str) -> records.Variant:
+    for found in version.variants:
+        if found.name == variant:
+            return found
+    raise NotFoundError(f"{version.model}:{version.version} has no variant {variant!r}")
 
 
 def _variant(model: str, version: int, name: str) -> tuple[Any, ...]:

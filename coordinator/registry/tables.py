@@ -1,6 +1,6 @@
 """Tables of the registry. A bundle is signed when its signing request is, so it has no column for that."""
 
-from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Integer, String, Table, UniqueConstraint
+from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Integer, String, Table, Text, UniqueConstraint
 
 from coordinator.storage import Json, metadata
 
@@ -49,6 +49,28 @@ variants = Table(
     Column("tflite_sha256", String(64), nullable=False),
     Column("report", Json, nullable=False),
     Column("gate", Json, nullable=False),  # records.Gate
+    Column("created_at", Float, nullable=False),
+    ForeignKeyConstraint(["model", "version"], [model_versions.c.model, model_versions.c.version]),
+)
+
+model_gates = Table(
+    "model_gates",
+    metadata,
+    Column("model", ForeignKey(models.c.name), primary_key=True),
+    Column("gates", Json, nullable=False),  # registry.gates.Gates
+    Column("set_at", Float, nullable=False),
+)
+
+gate_overrides = Table(
+    "gate_overrides",
+    metadata,
+    Column("sha256", String(64), primary_key=True),  # of the statement
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("variant", String(63), nullable=False),
+    Column("statement", Text, nullable=False),  # as it was signed, byte for byte
+    Column("keyid", String(64), nullable=False),
+    Column("signature", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     ForeignKeyConstraint(["model", "version"], [model_versions.c.model, model_versions.c.version]),
 )

@@ -9,6 +9,7 @@ from contract.messages import BlobRef
 from coordinator import records
 from coordinator.client import JobContext
 from coordinator.registry import bundling
+from coordinator.registry.gates import Gates
 from coordinator.registry.service import Registry
 from coordinator.storage import Blobs, Storage, metadata, open_engine
 
@@ -20,8 +21,9 @@ class RegistryClient:
         self._engine = open_engine(f"sqlite:///{folder / 'registry.sqlite'}")
         metadata.create_all(self._engine)
         self.blobs = Blobs(f"file://{folder / 'blobs'}")
-        self.registry = Registry(Storage(self._engine, self.blobs), self._request)
+        self.registry = Registry(Storage(self._engine, self.blobs), self._request, root=lambda _connection: self.root)
         self.requested: list[str] = []
+        self.root = b""  # the trusted metadata
 
     def _request(self, _connection: Any, *, sha256: str, **_others: Any) -> None:
         self.requested.append(sha256)
@@ -46,6 +48,9 @@ class RegistryClient:
 
     def get_version(self, model: str, version: int) -> records.Version:
         return self.registry.version(model, version)
+
+    def gates(self, model: str) -> Gates | None:
+        return self.registry.gates(model)
 
     def create_variant(self, model: str, version: int, **fields: Any) -> records.Variant:
         return self.registry.create_variant(model, version, **fields)

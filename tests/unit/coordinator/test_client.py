@@ -15,9 +15,11 @@ from contract import tensors
 from coordinator import api, app, setup
 from coordinator.client import Client, ClientError, Gate, Job, JobFailedError, UnreachableError
 from coordinator.errors import SetupError
+from coordinator.files import read_token
 from coordinator.jobs import cli as jobs_cli
 from coordinator.jobs.worker import Record
 from coordinator.registry import cli as models_cli
+from coordinator.signing.signer import Signer
 from tests.fakes.api_server import serving
 
 
@@ -101,6 +103,43 @@ def test_the_commands_print_json_and_nothing_else_when_asked(site: Site) -> None
         watched = run(jobs_cli.app, ["watch", job["id"], "--state", str(site.state), "--json"])
         assert watched.exit_code == 1
         assert run(jobs_cli.app, ["start", "train", "[1]", "--state", str(site.state)]).exit_code == 2
+
+
+def test_a_person_sets_gates_and_overrides_them_with_a_targets_key(site: Site, tmp_path: Path) -> None:
+    state = ["--state", str(site.state)]
+    gates = tmp_path / "gates.toml"
+    gates.write_text("[gates]\nmax_bytes = 4\n[gates.p95_us]\nnano = 900\n")
+    with site.serve():
+        token = read_token(site.state / "tokens" / "signer")
+        with Client(site.client.url, site.state / "pki" / "ca.crt", token, retry_s=5.0) as signing:
+            assert Signer(tmp_path / "signer").begin(signing, time.time())
+        blob = site.client.put_blob(tensors.dump({"w": np.zeros(3, np.float32)})).sha256
+        site.client.create_version("digits", task="digits", weights_sha256=blob, metrics={})
+        assert "nobody set gates" in invoke(["gates", "digits", *state])
+        assert json.loads(invoke(["gates", "digits", "--set", str(gates), "--json", *state]))["max_bytes"] == 4
+        found = site.client.gates("digits")
+        assert found is not None
+        assert (found.p95_us, found.max_drop) == ({"nano": 900.0}, 0.02)
+        failed = Gate(passed=False, reasons=["has 5 bytes, 4 are allowed"])
+        site.client.create_variant("digits", 1, name="int8", tflite_sha256=blob, report={}, gate=failed)
+        key = ["--key", str(tmp_path / "signer" / "keys" / "targets.pem")]
+        told = invoke(["override", "digits", "1", "int8", "--reason", "a field trial", *key, *state])
+        assert "has 5 bytes" in told
+        assert "a field trial" in invoke(["show", "digits", "1", *state])
+        assert site.client.get_version("digits", 1).overrides[0].by == "targets"
+        wrong = ["--key", str(tmp_path / "signer" / "keys" / "root.pem")]
+        refused = CliRunner().invoke(
+            models_cli.app, ["override", "digits", "1", "int8", "--reason", "x", *wrong, *state]
+        )
+        assert isinstance(refused.exception, ClientError)
+        assert refused.exception.status == 403
+
+
+def invoke(command: list[str]) -> str:
+    """What a command of `fieldfare models` prints."""
+    ran = CliRunner().invoke(models_cli.app, command, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
 
 
 def test_the_server_s_own_sentence_reaches_the_caller(site: Site) -> None:
