@@ -12,8 +12,6 @@ from cloud.learning.backend import quiet_stderr
 from compression import checks
 from compression.errors import ConversionError, UnsupportedLayerError
 
-REPRESENTATIVE_SAMPLES = 200  # enough for stable ranges; calibration runs every one of them
-
 
 def to_float(model: Any) -> bytes:
     """Float32 weights and activations.
@@ -44,31 +42,28 @@ def to_dynamic(model: Any) -> bytes:
     return _convert(converter, "dynamic")
 
 
-def to_int8(
-    model: Any, x: np.ndarray, *, io: Literal["int8", "float"] = "int8", samples: int = REPRESENTATIVE_SAMPLES
-) -> bytes:
+def to_int8(model: Any, x: np.ndarray, *, io: Literal["int8", "float"] = "int8") -> bytes:
     """Full-integer: weights and activations are int8 (Jacob et al. 2018, arXiv:1712.05877).
 
     Args:
         model: as for `to_float`.
-        x: model input that shows the ranges of activations, float32 (n, *input); training samples.
+        x: model input that shows the ranges of activations, float32 (n, *input); some hundred training samples.
         io: type of input and output.
-        samples: so many of `x` are used.
 
     Raises:
         RecipeError: representative samples that make no sense.
         UnsupportedLayerError, StageError, ConversionError: as for `to_float`.
     """
-    converter = _calibrated(model, x, samples)
+    converter = _calibrated(model, x)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     if io == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.int8
     return _convert(converter, "int8")
 
 
-def to_int16x8(model: Any, x: np.ndarray, *, samples: int = REPRESENTATIVE_SAMPLES) -> bytes:
+def to_int16x8(model: Any, x: np.ndarray) -> bytes:
     """Int8 weights and int16 activations; input and output are float. Arguments and errors as for `to_int8`."""
-    converter = _calibrated(model, x, samples)
+    converter = _calibrated(model, x)
     converter.target_spec.supported_ops = [
         tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
         tf.lite.OpsSet.TFLITE_BUILTINS,
@@ -76,8 +71,8 @@ def to_int16x8(model: Any, x: np.ndarray, *, samples: int = REPRESENTATIVE_SAMPL
     return _convert(converter, "int16x8")
 
 
-def _calibrated(model: Any, x: np.ndarray, samples: int) -> Any:
-    shown = checks.representative(x, model.input_shape[1:])[:samples]
+def _calibrated(model: Any, x: np.ndarray) -> Any:
+    shown = checks.representative(x, model.input_shape[1:])
 
     def representative() -> Iterator[list[np.ndarray]]:
         for index in range(len(shown)):
@@ -99,7 +94,9 @@ def _converter(model: Any) -> Any:
     call = tf.function(lambda x: model(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
     # Variables must become constants first: the calibrator runs no initialiser for them.
     frozen = convert_variables_to_constants_v2(call.get_concrete_function())
-    return tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+    converter.frozen = frozen.graph.as_graph_def()  # knows which layer an operation is of
+    return converter
 
 
 def _convert(converter: Any, what: str) -> bytes:
@@ -107,9 +104,15 @@ def _convert(converter: Any, what: str) -> bytes:
         with quiet_stderr():
             return bytes(converter.convert())
     except Exception as error:
-        operations = sorted(set(re.findall(r"\btf\.[A-Z]\w+", str(error))))
-        if operations:
-            raise ConversionError(
-                f"{what}: {', '.join(operations)} has no TFLite form; build the model without it"
-            ) from error
-        raise ConversionError(f"{what}: TensorFlow's converter refused the model: {str(error)[:500]}") from error
+        raise ConversionError(f"{what}: {_reason(str(error), converter.frozen)}") from error
+
+
+def _reason(message: str, graph: Any) -> str:
+    """What the converter's pages of MLIR come down to, in one line."""
+    operations = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", message)))
+    if not operations:
+        return f"TensorFlow's converter refused the model: {' '.join(message.split())[:300]}"
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    where = {each: next((node.name for node in nodes if node.op == each), "") for each in operations}
+    named = ", ".join(f"tf.{each} (in {where[each].rpartition('/')[0] or 'the model'})" for each in operations)
+    return f"{named} has no TFLite form; build the model without it"

@@ -16,14 +16,14 @@ from compression.errors import RecipeError
 from compression.stage import Record, Stage, Workbench, Workpiece
 from compression.stages.clustering import Cluster
 from compression.stages.distillation import Distill
-from compression.stages.edge_quantizer import Mixed, WeightOnly
+from compression.stages.edge_quantizer import EdgeDynamic, EdgeStatic, Mixed, WeightOnly
 from compression.stages.low_rank import LowRank
 from compression.stages.post_training import Dynamic, Float, Float16, Int8, Int16x8
 from compression.stages.pruning import Prune
 from compression.stages.qat import FineTune, Qat
 from compression.stages.shrinking import FilterPrune, Width
 
-_PostTraining = Float | Float16 | Dynamic | Int8 | Int16x8 | Mixed | WeightOnly
+_PostTraining = Float | Float16 | Dynamic | Int8 | Int16x8 | Mixed | WeightOnly | EdgeDynamic | EdgeStatic
 AnyStage = _PostTraining | Prune | Cluster | Qat | FineTune | FilterPrune | Width | LowRank | Distill
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _FOLDER = importlib.resources.files("compression") / "recipes"

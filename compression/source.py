@@ -8,6 +8,7 @@ import numpy as np
 
 from cloud.learning import snapshot
 from cloud.learning.task import UNLABELLED, Task, load_task
+from compression import checks
 from compression.errors import RecipeError
 from contract import bundle, tensors, transform
 from coordinator.client import Client, Version
@@ -57,7 +58,8 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
         task: instead of the one that the version names.
 
     Raises:
-        RecipeError: no ancestor has a snapshot or a transform.
+        RecipeError: no ancestor has a snapshot or a transform, or a part whose samples or classes make no sense.
+        StageError: weights that are not finite.
         TaskError, DataError, TensorError: parts that cannot be used.
     """
     line = list(_line(client, model, version))
@@ -77,7 +79,9 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
     weights = tensors.load(client.get_blob(line[0].weights_sha256))
     named = load_task(task or line[0].task)
     temperature = _temperature(client, line[0])
-    return Source(line[0], named, weights, executor, **parts, temperature=temperature, unlabelled=unlabelled)
+    found = Source(line[0], named, weights, executor, **parts, temperature=temperature, unlabelled=unlabelled)
+    checks.source(found)
+    return found
 
 
 def _temperature(client: Client, version: Version) -> float | None:

@@ -63,6 +63,10 @@ class Samples:
     x: np.ndarray
     y: np.ndarray
 
+    def spread(self, count: int) -> np.ndarray:
+        """Model input of at most so many samples, evenly spaced: data are often sorted by class."""
+        return self.x[np.linspace(0, max(0, len(self.x) - 1), min(count, len(self.x))).astype(int)]
+
 
 @dataclass(frozen=True)
 class Workbench:

@@ -3,138 +3,105 @@
 Four bits are fast in fully connected layers alone; convolutions of four bits are unpacked at each inference.
 """
 
-import json
-import re
-import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from cloud.learning.backend import quiet_stderr
-from compression import checks
-from compression.errors import ConversionError, RecipeError
+from compression.quantizer import Rule
 from compression.stage import Form, Stage, Workbench, Workpiece
 
-Bits = Literal[2, 4, 8]
-_BLOCKS = {"channel": "CHANNELWISE", "tensor": "TENSORWISE", "block32": "BLOCKWISE_32", "block64": "BLOCKWISE_64"}
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What happens to some operations; a later rule goes over an earlier one.
-
-    Attributes:
-        layers: regular expression, looked for in the names of an operation's tensors; a layer's name, for example.
-        operation: TFLite's name (`CONV_2D`, `FULLY_CONNECTED`), `*` for all that it knows.
-        compute: `dynamic` quantizes activations as they come, `static` by representative samples, `weight-only`
-            computes in float.
-        bits: of weights.
-        activation_bits: of activations, where they are static.
-        granularity: which weights share a scale; blocks are for fully connected layers.
-    """
-
-    layers: str = ".*"
-    operation: str = "*"
-    compute: Literal["dynamic", "static", "weight-only"] = "dynamic"
-    bits: Bits = 8
-    activation_bits: Literal[8, 16] = 8
-    granularity: Literal["channel", "tensor", "block32", "block64"] = "channel"
-
+_DENSE = "FULLY_CONNECTED"
+_Samples = Annotated[int, msgspec.Meta(ge=1)]
 
 FAST = (  # int4 where its kernel is fast
     Rule(operation="CONV_2D"),
     Rule(operation="DEPTHWISE_CONV_2D"),
-    Rule(operation="FULLY_CONNECTED", bits=4),
+    Rule(operation=_DENSE, bits=4),
 )
 
 
-class Mixed(Stage, frozen=True, kw_only=True, tag="mixed"):
-    """Each operation by the last rule that fits it; what no rule fits stays float.
+class _EdgeStage(Stage, frozen=True, kw_only=True):
+    """A float artifact to one with integers."""
+
+    takes: ClassVar[Form] = "artifact"
+    gives: ClassVar[Form] = "artifact"
+
+
+class Mixed(_EdgeStage, frozen=True, kw_only=True, tag="mixed"):
+    """Each operation by the last rule that fits it and that it can follow; what no rule fits stays float.
 
     Attributes:
         rules: in order.
         samples: representative ones, where a rule is static.
     """
 
-    takes: ClassVar[Form] = "artifact"
-    gives: ClassVar[Form] = "artifact"
-
     rules: tuple[Rule, ...] = FAST
-    samples: Annotated[int, msgspec.Meta(ge=1)] = 200
+    samples: _Samples = 200
 
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
-        bench.on_stage("quantizing layer by layer")
-        return quantize(piece.artifact or b"", self.rules, bench, self.samples)
+        return _quantize(piece, bench, self.rules, "quantizing layer by layer", self.samples)
 
 
-class WeightOnly(Stage, frozen=True, kw_only=True, tag="weight-only"):
+class WeightOnly(_EdgeStage, frozen=True, kw_only=True, tag="weight-only"):
     """Integer weights that are turned into float for computing: smaller, as right, not faster.
 
     Attributes:
-        bits: of weights.
+        bits: of weights; convolutions of 4 are slow, see `mixed` for 4 in fully connected layers alone.
     """
-
-    takes: ClassVar[Form] = "artifact"
-    gives: ClassVar[Form] = "artifact"
 
     bits: Literal[4, 8] = 8
 
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
-        bench.on_stage(f"quantizing weights to {self.bits} bits")
-        return quantize(piece.artifact or b"", (Rule(compute="weight-only", bits=self.bits),), bench, 1)
+        rules = (Rule(compute="weight-only", bits=self.bits),)
+        return _quantize(piece, bench, rules, f"quantizing weights to {self.bits} bits")
 
 
-def quantize(content: bytes, rules: tuple[Rule, ...], bench: Workbench, samples: int) -> tuple[bytes, dict[str, Any]]:
-    """A float artifact under rules, and what ai-edge-quantizer calls them.
+class EdgeDynamic(_EdgeStage, frozen=True, kw_only=True, tag="edge-dynamic"):
+    """Integer weights; activations are quantized as they come. Kernels of few weights, too, unlike `dynamic`.
 
-    Raises:
-        RecipeError: a rule that makes no sense, or representative samples that do not.
-        ConversionError: ai-edge-quantizer refuses.
+    Attributes:
+        bits: of fully connected layers' weights; others have 8.
     """
-    from ai_edge_quantizer import quantizer
 
-    made = quantizer.Quantizer(content)
-    for index, rule in enumerate(rules):
-        _add(made, rule, f"rules[{index}]")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # calibration keeps every tensor, and says what that costs
-            calibrated = _calibrate(made, content, bench, samples) if made.need_calibration else None
-            found = made.quantize(calibrated, enable_progress_bar=False, enable_progress_report=False)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        raise ConversionError(f"ai-edge-quantizer refuses: {str(error).strip()[:300]}") from error
-    plain = json.loads(json.dumps(made.get_quantization_recipe()))  # its names are enumerations
-    return bytes(found.quantized_model), {"recipe": plain}
+    bits: Literal[4, 8] = 8
+
+    def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
+        rules = (Rule(), Rule(operation=_DENSE, bits=self.bits))
+        return _quantize(piece, bench, rules, f"quantizing weights to {self.bits} bits")
 
 
-def _add(made: Any, rule: Rule, where: str) -> None:
-    from ai_edge_quantizer import qtyping
+class EdgeStatic(_EdgeStage, frozen=True, kw_only=True, tag="edge-static"):
+    """Integer weights and activations, by representative samples.
 
-    names = {name.value for name in qtyping.TFLOperationName}
-    if rule.operation not in names:
-        raise RecipeError(f"{where}: unknown operation {rule.operation!r}; TFLite's names are meant, as CONV_2D")
-    try:
-        re.compile(rule.layers)
-    except re.error as error:
-        raise RecipeError(f"{where}: layers {rule.layers!r} is no regular expression: {error}") from error
-    operation = qtyping.TFLOperationName(rule.operation)
-    granularity = qtyping.QuantGranularity[_BLOCKS[rule.granularity]]
-    try:
-        if rule.compute == "static":
-            made.add_static_config(rule.layers, operation, rule.activation_bits, rule.bits, granularity)
-        elif rule.compute == "dynamic":
-            made.add_dynamic_config(rule.layers, operation, rule.bits, granularity)
-        else:
-            made.add_weight_only_config(rule.layers, operation, rule.bits, granularity)
-    except (ValueError, NotImplementedError) as error:
-        raise RecipeError(f"{where}: {str(error).strip()[:300]}") from error
+    Attributes:
+        bits: of fully connected layers' weights; others have 8.
+        activation_bits: 16 are closer to float, and slow.
+        io: whether input and output are integers, too.
+        samples: representative ones, of the training part.
+    """
+
+    bits: Literal[4, 8] = 8
+    activation_bits: Literal[8, 16] = 8
+    io: Literal["integer", "float"] = "integer"
+    samples: _Samples = 200
+
+    def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
+        every = Rule(compute="static", activation_bits=self.activation_bits)
+        rules = [every]
+        if self.bits == 4:
+            rules.append(msgspec.structs.replace(every, operation=_DENSE, bits=4))
+        if self.io == "float":
+            rules += [Rule(operation=end, compute="float") for end in ("INPUT", "OUTPUT")]
+        what = f"quantizing weights to {self.bits} and activations to {self.activation_bits} bits"
+        return _quantize(piece, bench, rules, what, self.samples)
 
 
-def _calibrate(made: Any, content: bytes, bench: Workbench, samples: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
+def _quantize(
+    piece: Workpiece, bench: Workbench, rules: Sequence[Rule], what: str, samples: int = 1
+) -> tuple[bytes, dict[str, Any]]:
+    from compression import quantizer
 
-    x = checks.representative(bench.train.x, bench.train.x.shape[1:])[:samples]
-    signatures = Interpreter(model_content=content, num_threads=1).get_signature_list()
-    key, signature = next(iter(signatures.items()))
-    [name] = signature["inputs"]
-    with quiet_stderr():
-        return made.calibrate({key: [{name: x[index : index + 1]} for index in range(len(x))]}, num_threads=1)
+    bench.on_stage(what)
+    made = quantizer.quantize(piece.artifact or b"", rules, bench.train.spread(samples))
+    return made.content, {"recipe": made.recipe, "operations": made.changed}

@@ -50,7 +50,7 @@ class Int8(Stage, frozen=True, kw_only=True, tag="int8"):
 
     Attributes:
         io: type of input and output.
-        samples: representative ones, of the training part.
+        samples: representative ones, of the training part, evenly spaced.
     """
 
     gives: ClassVar[Form] = "artifact"
@@ -62,14 +62,14 @@ class Int8(Stage, frozen=True, kw_only=True, tag="int8"):
         from compression import convert
 
         bench.on_stage("quantizing to int8")
-        return convert.to_int8(piece.model, bench.train.x, io=self.io, samples=self.samples), {}
+        return convert.to_int8(piece.model, bench.train.spread(self.samples), io=self.io), {}
 
 
 class Int16x8(Stage, frozen=True, kw_only=True, tag="int16x8"):
     """Int8 weights and int16 activations, for models that int8 activations hurt; slow without kernels of its own.
 
     Attributes:
-        samples: representative ones, of the training part.
+        samples: representative ones, of the training part, evenly spaced.
     """
 
     gives: ClassVar[Form] = "artifact"
@@ -80,4 +80,4 @@ class Int16x8(Stage, frozen=True, kw_only=True, tag="int16x8"):
         from compression import convert
 
         bench.on_stage("quantizing to int8 weights and int16 activations")
-        return convert.to_int16x8(piece.model, bench.train.x, samples=self.samples), {}
+        return convert.to_int16x8(piece.model, bench.train.spread(self.samples)), {}
