@@ -51,7 +51,8 @@ def judge(origin: Source) -> Judge:
 def essence(tried: Tried) -> list[object]:
     """What must be the same of a trial however often the search was killed."""
     size = None if tried.report is None else tried.report.zstd_bytes
-    return [tried.number, tried.why, msgspec.to_builtins(tried.recipe), tried.state, tried.sha256, size]
+    made = msgspec.json.encode(tried.recipe).decode()
+    return [tried.number, tried.why, made, tried.state, tried.sha256, size]
 
 
 def say(_fraction: float, phrase: str, _best: str) -> None:
