@@ -3,6 +3,7 @@
 The space is read off `recipe.stage_classes()`: an option whose stage or parameter does not exist is left out.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -70,21 +71,36 @@ OPTIONS = (
     Option("cluster", {"clusters": (16, 4, 8, 32, 64)}),
     Option("qat", last=("int8",)),
 )
+_INT4 = {"bits": 4}
 FINISHES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "int8": ({"stage": "int8"},),
-    "float16": ({"stage": "float16"},),
     "dynamic": ({"stage": "dynamic"},),
+    "float16": ({"stage": "float16"},),
+    "int4-dense": ({"stage": "float"}, {"stage": "mixed"}),  # by its defaults: four bits where they are fast
+    "int4": ({"stage": "float"}, {"stage": "mixed", "rules": [_INT4]}),
 }
+LARGE = ("float16",)  # tried alone, not drawn: hardly a budget needs it
 FINISH = "finish"
 
 
 @dataclass(frozen=True)
 class Space:
-    """Options and finishes that exist, and the layers that each option spares."""
+    """What exists here.
+
+    Attributes:
+        options: in the order of a recipe.
+        finishes: stages from a model to an artifact, by name; the first is what techniques alone end with.
+        spared: layers that an option spares, by its stage.
+    """
 
     options: tuple[Option, ...]
-    finishes: tuple[str, ...]
+    finishes: Mapping[str, Sequence[Mapping[str, Any]]]
     spared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Finishes that are drawn."""
+        return tuple(name for name in self.finishes if name not in LARGE)
 
 
 def build(losses: list[LayerLoss], *, trains: bool = True) -> Space:
@@ -105,14 +121,25 @@ def build(losses: list[LayerLoss], *, trains: bool = True) -> Space:
         layers = tuple(sensitivity.fragile(losses, *option.looked))
         if option.spares in known and "layers" in known and layers:
             spared[option.stage] = layers
-    finishes = tuple(name for name, stages in FINISHES.items() if all(stage["stage"] in kinds for stage in stages))
+    chains = {**FINISHES, **_sparing(losses)}
+    finishes = {name: of for name, of in chains.items() if all(stage["stage"] in kinds for stage in of)}
     return Space(tuple(options), finishes, spared)
+
+
+def _sparing(losses: list[LayerLoss]) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """Four bits for all layers but those that they cost too much; nothing where that is all layers, or none."""
+    spared = sensitivity.fragile(losses, "bits", 4)
+    if not spared or len(spared) == len({loss.layer for loss in losses}):
+        return {}
+    # Keras numbers names of layers: `fashion_1/edges_1/convolution`.
+    rules = [_INT4, *({"layers": rf"(^|[/;]){re.escape(layer)}(_\d+)?/"} for layer in spared)]
+    return {"int4-sparing": ({"stage": "float"}, {"stage": "mixed", "rules": rules})}
 
 
 def draw(space: Space, suggest: Suggest) -> Params:
     """Parameters of a trial; what is off draws nothing further."""
     params: Params = {}
-    last: tuple[str, ...] = space.finishes
+    last = space.drawn
     for option in space.options:
         params[option.stage] = suggest.suggest_categorical(option.stage, [False, True])
         if not params[option.stage]:
@@ -144,7 +171,7 @@ def make(space: Space, params: Params, *, epochs: int, name: str, seed: int) -> 
         name, seed: of the recipe.
     """
     stages: list[dict[str, Any]] = []
-    last: tuple[str, ...] = space.finishes
+    last = space.drawn
     for option in space.options:
         if not params.get(option.stage):
             continue
@@ -155,7 +182,7 @@ def make(space: Space, params: Params, *, epochs: int, name: str, seed: int) -> 
         stages.append({"stage": option.stage, **fields})
         last = option.last or last
     finish = params.get(FINISH, last[0])
-    stages.extend(dict(stage) for stage in FINISHES[finish])
+    stages.extend(dict(stage) for stage in space.finishes[finish])
     made = recipe.from_fields({"name": name, "seed": seed, "stages": stages}, "search")
     return retimed(made, epochs)
 
@@ -188,7 +215,7 @@ def singles(space: Space) -> list[Params]:
             f"{option.stage}.{name}": of.start if isinstance(of, Steps) else of[0] for name, of in option.fields.items()
         }
         spare = {f"{option.stage}.spare": False} if option.stage in space.spared else {}
-        found.append(off | {option.stage: True} | fields | spare | {FINISH: (option.last or space.finishes)[0]})
+        found.append(off | {option.stage: True} | fields | spare | {FINISH: (option.last or space.drawn)[0]})
     return found
 
 
@@ -201,4 +228,6 @@ def _stage_words(stage: Any) -> str:
     fields = msgspec.to_builtins(stage)
     name, known = fields.pop("stage"), {option.stage: option.fields for option in OPTIONS}
     shown = [f"{key} {fields[key]}" for key in known.get(name, {}) if key in fields]
+    if name == "mixed":
+        shown = ["/".join(dict.fromkeys(f"int{rule['bits']}" for rule in fields["rules"]))]
     return " ".join([name, *shown])

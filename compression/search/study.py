@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from compression import candidate
+from compression import candidate, recipe
 from compression.errors import CompressionError
 from compression.measure import Judge
 from compression.recipe import Recipe
@@ -95,7 +95,8 @@ class _Search:
         self._bench = candidate.bench(source, seed=options.seed, on_stage=self._phase)
         pieces = Cache(folder / "pieces", limit_bytes=options.cache_bytes)
         self._trier = Trier(self._model, self._bench, pieces, expired=lambda: self._left() <= 0)
-        identity = msgspec.json.encode([self._trier.origin, budgets.text(budget), options.seed]).decode()
+        known = [self._trier.origin, budgets.text(budget), options.seed, sorted(recipe.stage_classes())]
+        identity = msgspec.json.encode(known).decode()
         self._ledger = Ledger(folder / "study.db", identity=identity, budget=budget, seed=options.seed)
         self._tried = self._ledger.tried()
         self._before = sum(tried.seconds for tried in self._tried)

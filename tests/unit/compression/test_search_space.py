@@ -1,5 +1,6 @@
 """The space: whatever is drawn is a valid recipe, and layers that cost accuracy are spared."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_layers_that_cost_accuracy_keep_more_of_their_filters() -> None:
     assert not space.make(of, params, epochs=1, name="one", seed=0).stages[0].layers
     spared = space.make(of, {**params, "filter-prune.spare": True}, epochs=1, name="one", seed=0).stages[0]
     assert spared.layers["edges"] > spared.keep
+
+
+def test_layers_that_four_bits_cost_too_much_get_eight() -> None:
+    losses = [loss("edges", "bits", 4, 1.0), loss("shapes", "bits", 4, 0.0)]
+    of = space.build(losses)
+    made = space.make(of, {space.FINISH: "int4-sparing"}, epochs=1, name="one", seed=0)
+    rules = made.stages[-1].rules
+    assert [rule.bits for rule in rules] == [4, 8]
+    assert re.search(rules[1].layers, "fashion_1/edges_1/convolution")
+    assert re.search(rules[1].layers, "fashion/shapes/Relu;fashion/edges/BiasAdd")
+    assert not re.search(rules[1].layers, "fashion/hedges/convolution")
+    assert not re.search(rules[1].layers, "fashion/edges_too/convolution")
+    assert "int4-sparing" not in space.build(losses[1:]).finishes
+    assert "int4-sparing" not in space.build(losses[:1]).finishes
 
 
 kernels = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99)).map(
