@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
@@ -25,7 +25,7 @@ from compression.search.outcome import Tried
 from compression.search.space import Params, Space
 
 FIRST = 12  # trials before the sampler learns from them
-REPEATS = 30  # draws in a row of what was tried, after which the space is said to hold nothing new
+LEARNED, REPEATS = 10, 40  # draws in a row of what was tried: then at random; then the space holds nothing new
 WORST = 1e3  # times a limit: optuna takes no infinity
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -85,7 +85,9 @@ class Ledger:
         copy.add_trials(known)
         for repeat in range(REPEATS):
             digest = hashlib.sha256(f"{self._seed} {len(known)} {repeat}".encode()).digest()
-            copy.sampler = TPESampler(seed=int.from_bytes(digest[:4], "big"), n_startup_trials=FIRST)
+            seed = int.from_bytes(digest[:4], "big")
+            learned = TPESampler(seed=seed, n_startup_trials=FIRST)
+            copy.sampler = learned if repeat < LEARNED else RandomSampler(seed=seed)
             trial = copy.ask()
             params = space.draw(of, trial)
             if space.family(space.make(of, params, epochs=1, name="drawn", seed=0)) not in families:

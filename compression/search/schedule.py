@@ -73,7 +73,8 @@ class Schedule:
     def _baselines(self, name: str) -> Iterator[Plan]:
         yield Plan("float", recipe.from_fields({"name": name, "stages": [{"stage": "float"}]}, "search"), 0)
         for params in space.singles(self.space):
-            yield Plan("technique", self._made(params, name), 0, params)
+            drawable = params[space.FINISH] in self.space.drawn
+            yield Plan("technique", self._made(params, name), 0, params if drawable else None)
         for ready_name in recipe.ready_names():
             ready = recipe.load(ready_name)
             if self.trains or not ready.trains:
