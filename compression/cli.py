@@ -43,6 +43,13 @@ def run(
     recipe: Annotated[
         list[str], typer.Option("--recipe", help="Ready recipe, or a .toml file; may be given several times.")
     ] = [],  # noqa: B006 typer copies it
+    search: Annotated[bool, typer.Option("--search", help="Look for recipes; needs --budget.")] = False,
+    budget: Annotated[
+        str, typer.Option(help="What the variant must hold, as in 'size<=64KiB, p95<=2ms, drop<=0.5pt'; searches.")
+    ] = "",
+    minutes: Annotated[float, typer.Option(help="Of searching.")] = 15.0,
+    trials: Annotated[int, typer.Option(help="Of a search, at most.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of a search's choices.")] = 0,
     gates: Annotated[Path | None, typer.Option(help="TOML file of what may ship, instead of the model's own.")] = None,
     task: Annotated[str, typer.Option(help="Task instead of the version's own.")] = "",
     hardware_class: Annotated[
@@ -62,6 +69,8 @@ def run(
     goes on where it was.
 
     Example: fieldfare compress digits:1 --recipe tiny --recipe mine.toml --report digits.html
+
+    Example: fieldfare compress digits:1 --search --budget "size<=64KiB, p95<=2ms, drop<=0.5pt" --minutes 15
     """
     from compression import request
 
@@ -70,6 +79,7 @@ def run(
             client,
             model,
             recipes=recipe,
+            search={"budget": budget, "minutes": minutes, "trials": trials, "seed": seed} if search or budget else None,
             gates=gates,
             task=task,
             hardware_classes=hardware_class,

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,14 +17,34 @@ from compression.gate import Gates
 from compression.measure import Judge
 from compression.recipe import Recipe
 from compression.report.content import Content, VariantEntry
+from compression.search import budget, outcome, study
+from compression.search.outcome import Outcome
+from compression.search.study import OnProgress
 from compression.shipping import Decision, Training
 from compression.source import Source
 from compression.stages.post_training import Float
 from coordinator.client import Gate, JobContext
 
 logger = logging.getLogger(__name__)
+_SEARCH_PARTS = 100  # of progress: nearly all of it
 FLOAT = "float"  # the variant that the others are compared with
 _PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-quantizer", "ai-edge-litert")
+
+
+class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to search.
+
+    Attributes:
+        budget: what an artifact may cost, see `compression.search.budget`.
+        minutes: when no further trial begins.
+        trials: so many at most.
+        seed: of everything that is drawn.
+    """
+
+    budget: str
+    minutes: Annotated[float, msgspec.Meta(gt=0)] = 15.0
+    trials: Annotated[int, msgspec.Meta(ge=1)] = 200
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
 
 
 class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +55,7 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         task: instead of the version's own.
         recipes: names of ready recipes, or whole recipes as they stand in a TOML file; the float variant that they are
             compared with is always made.
+        search: look for recipes beside those; its Pareto front becomes variants.
         gates: fields of `compression.gate.Gates`; without any, those that the registry keeps for the model.
         hardware_classes: that may run the bundle; empty means any.
     """
@@ -43,6 +64,7 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     task: str = ""
     recipes: tuple[str | dict[str, Any], ...] = ("int8", "pruned-clustered-int8")
+    search: SearchSpec | None = None
     gates: dict[str, Any] = {}
     hardware_classes: list[str] = []
 
@@ -68,13 +90,17 @@ def run(context: JobContext) -> dict[str, Any]:
     check_data(origin, recipes)
     context.report(0.05, "loading TensorFlow")
     use_tensorflow()
-    stages = _Progress(context, stages=sum(len(each.stages) for each in recipes) + len(recipes) + 2)
+    parts = sum(len(each.stages) for each in recipes) + len(recipes) + 2
+    stages = _Progress(context, stages=parts + (_SEARCH_PARTS if spec.search else 0))
     model = weights.build(origin.task, seed=0)
     weights.put(model, origin.weights)
-    candidates = _candidates(context, recipes, model, origin, stages)
+    candidates, found = _candidates(context, spec, recipes=recipes, model=model, origin=origin, stages=stages)
     stages.begin("exporting the training signature")
     training = _training(model)
-    content, chosen, refused = _decide(origin, candidates, gates, training, time.monotonic() - started)
+    content, chosen, refused = _decide(
+        origin, candidates, gates=gates, search=spec.search, found=found, training=training
+    )
+    content = msgspec.structs.replace(content, seconds=round(time.monotonic() - started, 1))
     for each in content.variants:
         _register(context, spec, candidates[each.name], each)
     stages.begin(f"building the bundle of {chosen}" if chosen else "writing the report")
@@ -111,6 +137,8 @@ def _spec(fields: dict[str, Any]) -> tuple[CompressSpec, list[Recipe], Gates]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RecipeError(f"specification of a compress job: two recipes make {twice[0]!r}; give them other names")
+    if spec.search is not None:
+        budget.parse(spec.search.budget)
     return spec, recipes, gate.from_fields(spec.gates, "specification of a compress job")
 
 
@@ -130,8 +158,9 @@ def check_data(origin: Source, recipes: list[Recipe]) -> None:
 
 
 def _candidates(
-    context: JobContext, recipes: list[Recipe], model: Any, origin: Source, stages: "_Progress"
-) -> dict[str, Candidate]:
+    context: JobContext, spec: CompressSpec, *, recipes: list[Recipe], model: Any, origin: Source, stages: "_Progress"
+) -> tuple[dict[str, Candidate], Outcome | None]:
+    """Every variant by name, the float one first, and what the search found where there was one."""
     folder = context.folder / "variants"
     folder.mkdir(exist_ok=True)
     found: dict[str, Candidate] = {}
@@ -143,19 +172,47 @@ def _candidates(
         stages.begin(f"measuring {each.name} in LiteRT")
         report = judge.test(judge.validation(content), content)
         found[each.name] = Candidate(each, content, records, report)
-    return found
+    if spec.search is None or judge is None:
+        return found, None
+    stages.begin("searching", parts=_SEARCH_PARTS)
+    result = study.run(
+        origin,
+        judge,
+        budget.parse(spec.search.budget),
+        folder=context.folder / "search",
+        seconds=60 * spec.search.minutes,
+        trials=spec.search.trials,
+        seed=spec.search.seed,
+        on_progress=stages.within(_SEARCH_PARTS),
+    )
+    found |= {
+        each.recipe.name: Candidate(each.recipe, each.content, each.records, each.report) for each in result.front
+    }
+    return found, result
 
 
 def _decide(
-    origin: Source, candidates: dict[str, Candidate], gates: Gates, training: Training, seconds: float
+    origin: Source,
+    candidates: dict[str, Candidate],
+    *,
+    gates: Gates,
+    search: SearchSpec | None,
+    found: Outcome | None,
+    training: Training,
 ) -> tuple[Content, str | None, str]:
-    """What the report says, the chosen variant if one may ship, and why none may."""
+    """What the report says, the chosen variant if one may ship, and why none may.
+
+    Where a budget was given, only what meets it is chosen.
+    """
     reports = {name: each.report for name, each in candidates.items()}
+    allowed = None if search is None else budget.parse(search.budget)
+    if allowed is not None:
+        reports = {n: r for n, r in reports.items() if not budget.excesses(allowed, msgspec.structs.asdict(r))}
     chosen, refused = None, ""
     try:
         chosen = gate.choose(reports, gates, overridden=_overridden(origin, candidates))
     except GateError as error:
-        refused = str(error)
+        refused = str(error) if reports or found is None else found.shortfall
     entries = []
     for name, each in candidates.items():
         why = gate.reasons(each.report, gates)
@@ -178,8 +235,8 @@ def _decide(
         variants=entries,
         chosen=chosen,
         training=training.refused,
-        search=None,
-        seconds=round(seconds, 1),
+        search=None if found is None or allowed is None else outcome.for_report(found, allowed),
+        seconds=0.0,
         environment={name: metadata.version(name) for name in _PACKAGES},
     )
     return content, chosen, refused
@@ -212,6 +269,16 @@ class _Progress:
         self._fraction = 0.1 + 0.9 * min(1.0, self._begun / self._stages)
         self._begun += parts
         self.tell(message)
+
+    def within(self, parts: int) -> OnProgress:
+        """For something of so many parts that tells its own fraction."""
+        start = self._fraction
+
+        def tell(fraction: float, phrase: str, best: str) -> None:
+            self._fraction = start + 0.9 * fraction * parts / self._stages
+            self.tell(f"{phrase} (best so far: {best})" if best else phrase)
+
+        return tell
 
     def tell(self, message: str) -> None:
         """Something begins within it."""

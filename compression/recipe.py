@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from compression.errors import RecipeError
+from compression.errors import CompressionError, RecipeError, StageError
 from compression.stage import Record, Stage, Workbench, Workpiece
 from compression.stages.clustering import Cluster
 from compression.stages.distillation import Distill
@@ -147,9 +147,19 @@ def make(recipe: Recipe, piece: Workpiece, bench: Workbench) -> Workpiece:
 
 
 def run_stage(stage: Stage, piece: Workpiece, bench: Workbench) -> Workpiece:
-    """One stage, and its record."""
+    """One stage, and its record.
+
+    Raises:
+        CompressionError: it cannot do it; what a library raises of its own becomes a StageError.
+    """
     begun = time.monotonic()
-    made, notes = stage.run(piece, bench)
+    try:
+        made, notes = stage.run(piece, bench)
+    except CompressionError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise StageError(f"stage {stage.name}: {type(error).__name__}: {reason}") from error
     parameters = msgspec.to_builtins(stage)
     record = Record(
         stage=parameters.pop("stage"),

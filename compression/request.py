@@ -9,6 +9,7 @@ import msgspec
 from compression import gate, recipe
 from compression.errors import RecipeError
 from compression.report.content import Content
+from compression.search import budget
 from coordinator.client import Client
 
 
@@ -17,6 +18,7 @@ def spec(
     named: str,
     *,
     recipes: Sequence[str],
+    search: dict[str, Any] | None,
     gates: Path | None,
     task: str,
     hardware_classes: Sequence[str],
@@ -27,6 +29,7 @@ def spec(
         client: of the coordinator.
         named: MODEL:VERSION, or MODEL for its newest version.
         recipes: ready names or files; they travel whole, so that the job does not need the files.
+        search: fields of `compression.job.SearchSpec`; then no recipe is followed unless one is given.
         gates: TOML file, None for the model's own.
         task, hardware_classes: as in `compression.job.CompressSpec`.
 
@@ -38,6 +41,9 @@ def spec(
     fields: dict[str, Any] = {"model": model, "version": version, "task": task}
     if recipes:
         fields["recipes"] = [msgspec.to_builtins(recipe.load(ref)) for ref in recipes]
+    if search is not None:
+        budget.parse(search["budget"])
+        fields |= {"search": search, "recipes": fields.get("recipes", [])}
     if gates is not None:
         fields["gates"] = msgspec.to_builtins(gate.load(gates))
     if hardware_classes:

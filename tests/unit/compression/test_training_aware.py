@@ -220,3 +220,19 @@ def test_the_same_recipe_data_and_seed_give_the_same_bytes_in_another_process() 
     }
     assert len(found) == 1
     assert len(found.pop()) == len(hashlib.sha256().hexdigest())
+
+
+def test_a_layer_with_fewer_weights_than_clusters_is_left_alone_and_named(bench: Workbench) -> None:
+    made = run(bench, {"stage": "cluster", "clusters": 200, "epochs": 1})
+    assert made.records[0].notes["left alone"] == ["edges"]
+
+
+def test_what_a_library_raises_of_its_own_is_one_line_with_the_stage(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst(*_args: object, **_named: object) -> None:
+        raise ArithmeticError("deep inside\nmore lines")
+
+    monkeypatch.setattr(tuning, "fit", burst)
+    with pytest.raises(StageError, match=r"^stage fine-tune: ArithmeticError: deep inside$"):
+        run(bench, {"stage": "fine-tune"})
