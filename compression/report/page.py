@@ -79,8 +79,11 @@ def html(content: Content) -> str:
 
 
 def recipe_text(recipe: dict[str, Any]) -> str:
-    """A recipe as TOML."""
-    return msgspec.toml.encode(recipe).decode().strip()
+    """A recipe as TOML, which has no word for nothing: parameters without a value are left out."""
+    stages = [
+        {name: value for name, value in stage.items() if value is not None} for stage in recipe.get("stages", [])
+    ]
+    return msgspec.toml.encode(recipe | {"stages": stages}).decode().strip()
 
 
 def _tiles(content: Content) -> list[dict[str, str]]:
