@@ -80,9 +80,7 @@ def html(content: Content) -> str:
 
 def recipe_text(recipe: dict[str, Any]) -> str:
     """A recipe as TOML, which has no word for nothing: parameters without a value are left out."""
-    stages = [
-        {name: value for name, value in stage.items() if value is not None} for stage in recipe.get("stages", [])
-    ]
+    stages = [{name: value for name, value in stage.items() if value is not None} for stage in recipe.get("stages", [])]
     return msgspec.toml.encode(recipe | {"stages": stages}).decode().strip()
 
 

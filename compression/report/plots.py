@@ -9,6 +9,7 @@ import numpy as np
 from compression.report.content import Content, VariantEntry
 
 BLUE, ORANGE, GREY, GREEN = "#2f6f9f", "#d9822b", "#9aa5ad", "#3f8f5f"
+_SHADES = (BLUE, "#7fb0d4", ORANGE, "#edbf8f", GREEN, "#97c9a8", GREY, "#5b6870")
 LAYERS = 24  # rows of the sensitivity plot
 
 
@@ -82,7 +83,7 @@ def sensitivity(axes: Any, content: Content) -> None:
     worst = {layer: max(entry["drop"] for entry in found if entry["layer"] == layer) for layer in layers}
     shown = sorted(sorted(layers, key=worst.__getitem__, reverse=True)[:LAYERS], key=layers.index)
     height = 0.8 / max(1, len(techniques))
-    colours = (BLUE, ORANGE, GREEN, GREY)
+    colours = _SHADES
     for number, technique in enumerate(techniques):
         drops = {entry["layer"]: 100 * entry["drop"] for entry in found if entry["technique"] == technique}
         place = np.arange(len(shown)) + (number - (len(techniques) - 1) / 2) * height

@@ -28,7 +28,12 @@ def variant(name: str, size: int, reasons: list[str]) -> VariantEntry:
     record = Record(stage="prune", parameters={}, seconds=1.5, deterministic=False, notes={"sparsity": 0.8})
     report = REPORT | {"zstd_bytes": size}
     return VariantEntry(
-        name=name, recipe={"name": name, "stages": [{"stage": "distill", "student": None}]}, records=[record], report=report, passed=not reasons, reasons=reasons
+        name=name,
+        recipe={"name": name, "stages": [{"stage": "distill", "student": None}]},
+        records=[record],
+        report=report,
+        passed=not reasons,
+        reasons=reasons,
     )
 
 
