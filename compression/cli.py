@@ -218,3 +218,33 @@ def recipes(
     else:
         rows = [(r.name, " > ".join(stage.name for stage in r.stages), r.description) for r in found]
         print_table(["RECIPE", "STAGES", "WHAT FOR"], rows)
+
+
+@app.command("export")
+def export_model(
+    model: ModelVersion,
+    out: Annotated[Path, typer.Option(help="The file to write; its ending says the format: .onnx.")],
+    task: Annotated[str, typer.Option(help="Task instead of the version's own.")] = "",
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version for servers, checked on validation samples against the model.
+
+    Example: fieldfare compress export digits:1 --out digits.onnx
+    """
+    from compression import request, source
+    from compression.errors import RecipeError
+    from compression.lanes import onnx
+
+    if out.suffix != ".onnx":
+        raise RecipeError(f"{out}: only .onnx can be written; for a device's .tflite see: fieldfare compress run")
+    with connect(state) as client:
+        name, version = request.model_version(client, model)
+        made = onnx.export(source.load(client, name, version, task), out)
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(
+        f"{out}: {made.bytes} bytes, opset {made.opset}; on {made.samples} validation samples accuracy "
+        f"{made.accuracy:.3f}, logits within {made.largest_difference:.1e} of the model's"
+    )

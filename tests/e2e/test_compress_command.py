@@ -103,3 +103,17 @@ def test_what_makes_no_sense_is_said_in_a_sentence_before_a_job_is_made(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert len(served.client.jobs()) == jobs
+
+
+def test_a_version_is_written_for_servers_and_checked(served: ServedSite, tmp_path: Path) -> None:
+    out = tmp_path / "digits.onnx"
+    done = fieldfare(served, "export", "digits:1", "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["bytes"] == out.stat().st_size
+    assert told["largest_difference"] < 1e-4
+    assert told["accuracy"] > 0.85
+    assert list(tmp_path.iterdir()) == [out]
+    done = fieldfare(served, "export", "digits:1", "--out", str(tmp_path / "digits.pb"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "digits.pb: only .onnx can be written" in done.stderr
