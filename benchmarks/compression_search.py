@@ -5,6 +5,7 @@ looked at on the test samples, once; the artifact of the search was chosen on th
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,11 @@ def _quantized(base: bytes, name: str, origin: Source) -> bytes:
     if made.need_calibration:
         (signature, io), *_ = Interpreter(model_content=base).get_signature_list().items()
         samples = [{io["inputs"][0]: x[None]} for x in origin.train.x[:CALIBRATION_SAMPLES]]
-        calibrated = made.calibrate({signature: samples})
-    return bytes(made.quantize(calibrated).quantized_model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # calibration keeps every tensor, and says what that costs
+            calibrated = made.calibrate({signature: samples})
+    quantized = made.quantize(calibrated, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(quantized.quantized_model)
 
 
 def _pruned(bench: Workbench, epochs: int) -> Any:

@@ -185,9 +185,7 @@ def _candidates(
         seed=spec.search.seed,
         on_progress=stages.within(_SEARCH_PARTS),
     )
-    found |= {
-        each.recipe.name: Candidate(each.recipe, each.content, each.records, each.report) for each in result.front
-    }
+    found |= {each.recipe.name: Candidate(each.recipe, each.content, each.records, each.report) for each in result.kept}
     return found, result
 
 

@@ -82,6 +82,11 @@ class Outcome:
     shortfall: str
     seconds: float
 
+    @property
+    def kept(self) -> list[Found]:
+        """The front, and what is chosen where that is not on it, because of a limit on something else."""
+        return self.front if self.chosen is None or self.chosen in self.front else [*self.front, self.chosen]
+
 
 def front(trials: Sequence[Tried]) -> list[Tried]:
     """The measured trials that none dominates in bytes on the way, drop and latency, smallest first.

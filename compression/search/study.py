@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from compression import candidate, recipe
-from compression.errors import CompressionError
+from compression.errors import CompressionError, SearchError
 from compression.measure import Judge
 from compression.recipe import Recipe
 from compression.search import budget as budgets
@@ -64,9 +64,11 @@ def run(
         cache_bytes: of what trials share on disk.
 
     Raises:
-        SearchError: the folder holds another search.
+        SearchError: no time or no trial is allowed, or the folder holds another search.
         CompressionError: the model cannot be compressed at all.
     """
+    if not seconds > 0 or trials < 1:
+        raise SearchError(f"a search needs time and trials, got {seconds:g} seconds and {trials} trials")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = _Options(seconds, trials, seed, on_progress, cache_bytes)
     return _Search(source, judge, budget, folder, options).run()

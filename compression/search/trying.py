@@ -1,5 +1,6 @@
 """One trial: a recipe's stages, one by one, with what earlier trials made, and stopped where it has become hopeless."""
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,7 @@ class Trier:
         """
         import tf_keras
 
+        gc.collect()
         tf_keras.backend.clear_session()  # memory, and names of layers that would count on from earlier trials
         piece, done = self._kept(which)
         for index in range(done, len(which.stages)):

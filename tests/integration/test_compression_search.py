@@ -96,7 +96,8 @@ def test_the_front_is_undominated_smallest_first_and_alone_was_measured_on_the_t
     first_test = judge.asked.index("test")
     assert "validation" not in judge.asked[first_test:]
     members = {each.content for each in [*found.front, found.chosen] if each}
-    assert judge.asked.count("test") == len(members)
+    assert judge.asked.count("test") == len(members) == len(found.kept)
+    assert found.chosen in found.kept
 
 
 def test_the_recipe_of_a_member_of_the_front_makes_the_same_bytes_again(found: Outcome, origin: Source) -> None:
@@ -143,6 +144,21 @@ def test_a_folder_of_another_search_is_refused(found: Outcome, origin: Source, p
             seconds=60,
             trials=1,
             seed=digits_search.SEED,
+        )
+
+
+@pytest.mark.parametrize(("seconds", "trials"), [(0, 5), (float("nan"), 5), (60, 0)])
+def test_a_search_without_time_or_trials_is_refused(
+    origin: Source, judge: Watched, tmp_path: Path, seconds: float, trials: int
+) -> None:
+    with pytest.raises(SearchError, match="a search needs time and trials"):
+        study.run(
+            origin,
+            judge,  # type: ignore[arg-type]
+            digits_search.BUDGET,
+            folder=tmp_path,
+            seconds=seconds,
+            trials=trials,
         )
 
 
