@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from compression import imported_cli
 from coordinator.commands import STATE, AsJson, State, connect, print_json, print_table
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.command("inspect")(imported_cli.inspect)
+app.command("import")(imported_cli.bring_in)
 
 ModelVersion = Annotated[str, typer.Argument(metavar="MODEL:VERSION", help="In the registry, for example digits:1.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

@@ -58,11 +58,16 @@ def load(client: Client, model: str, version: int, task: str = "") -> Source:
         task: instead of the one that the version names.
 
     Raises:
-        RecipeError: no ancestor has a snapshot or a transform, or a part whose samples or classes make no sense.
+        RecipeError: a version without weights, no ancestor with a snapshot or a transform, or a part whose samples or
+            classes make no sense.
         StageError: weights that are not finite.
         TaskError, DataError, TensorError: parts that cannot be used.
     """
     line = list(_line(client, model, version))
+    if not line[0].weights_sha256:
+        raise RecipeError(
+            f"{model}:{version} was brought in as an artifact and has no weights; import another artifact of it instead"
+        )
     snapshot_sha256 = _nearest(line, "data snapshot", [entry.snapshot_sha256 for entry in line])
     transform_sha256 = _nearest(line, "transform", [entry.details.get("transform_sha256") for entry in line])
     executor = transform.Transform(transform.decode(client.get_blob(transform_sha256)))

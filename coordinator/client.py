@@ -174,8 +174,9 @@ class Client(Transport):
         model: str,
         *,
         task: str,
-        weights_sha256: str,
         metrics: Mapping[str, Any],
+        weights_sha256: str = "",
+        artifact_sha256: str | None = None,
         snapshot_sha256: str | None = None,
         parents: Sequence[int] = (),
         run: str | None = None,
@@ -186,11 +187,12 @@ class Client(Transport):
         """Register a version; its number comes from the registry. Fields as in `Version`.
 
         Safe to repeat: a job or a run makes one version of a model, and gets the one it made when it asks again;
-        without either, the same weights, snapshot and parents are the same version.
+        without either, the same weights, snapshot and parents are the same version, or the same artifact.
         """
         body = {
             "task": task,
             "weights_sha256": weights_sha256,
+            "artifact_sha256": artifact_sha256,
             "metrics": metrics,
             "snapshot_sha256": snapshot_sha256,
             "parents": parents,

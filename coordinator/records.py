@@ -89,7 +89,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable model version.
 
     Attributes:
-        weights_sha256: blob of safetensors, in the model's order.
+        weights_sha256: blob of safetensors, in the model's order; empty for an artifact that was brought in.
+        artifact_sha256: blob of a `.tflite` that was brought in, in place of weights.
         snapshot_sha256: of the data it was trained on; None for a federated version.
         parents: versions of the same model that it was made from.
         run, job: that made it.
@@ -102,6 +103,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     task: str
     weights_sha256: str
+    artifact_sha256: str | None = None
     metrics: dict[str, Any] = {}
     snapshot_sha256: str | None = None
     parents: list[int] = []

@@ -162,7 +162,8 @@ def _show(version: "Version") -> None:
         "parents": ", ".join(map(str, version.parents)) or "-",
         "snapshot": version.snapshot_sha256 or "-",
         "run": version.run or "-",
-        "weights": version.weights_sha256,
+        "weights": version.weights_sha256 or "-",
+        **({"artifact": version.artifact_sha256} if version.artifact_sha256 else {}),
         **{f"metric {name}": value for name, value in _scalars(version.metrics)},
     }
     print_table(["", ""], facts.items())

@@ -28,8 +28,9 @@ class NewVersion(Body):
     """POST /v1/models/{model}/versions."""
 
     task: str
-    weights_sha256: str
     metrics: dict[str, Any]
+    weights_sha256: str = ""
+    artifact_sha256: str | None = None
     snapshot_sha256: str | None = None
     parents: list[int] = Field(default_factory=list)
     run: str | None = None

@@ -116,8 +116,9 @@ class Registry:
         model: str,
         *,
         task: str,
-        weights_sha256: str,
         metrics: Mapping[str, Any],
+        weights_sha256: str = "",
+        artifact_sha256: str | None = None,
         snapshot_sha256: str | None = None,
         parents: Sequence[int] = (),
         run: str | None = None,
@@ -128,20 +129,25 @@ class Registry:
         """Register a version under the next number.
 
         A job or a run makes one version of a model: asking again gives that one, whatever else is said. Without
-        either, the same weights, snapshot, parents and reference are the same version.
+        either, the same weights, snapshot, parents and reference are the same version. A `.tflite` that was brought in
+        stands in place of weights: it is the version.
 
         Raises:
-            InvalidError: a blob, snapshot or parent that is not there, or a name that cannot be one.
+            InvalidError: both weights and an artifact or neither, a blob, snapshot or parent that is not there, or a
+                name that cannot be one.
             TensorError, ProfileError, WireError: weights or reference that cannot be read.
         """
         check_name(model, "model")
-        self._check_content(weights_sha256, reference_sha256)
+        if bool(weights_sha256) == (artifact_sha256 is not None):
+            raise InvalidError(f"{model}: a version has either weights or an artifact that was brought in")
+        self._check_content(weights_sha256, artifact_sha256, reference_sha256)
         facts: list[object] = [job] if job else [run] if run else []
-        facts = facts or [weights_sha256, snapshot_sha256, sorted(parents), reference_sha256]
+        facts = facts or [artifact_sha256 or weights_sha256, snapshot_sha256, sorted(parents), reference_sha256]
         row = {
             "model": model,
             "task": task,
             "weights_sha256": weights_sha256,
+            "artifact_sha256": artifact_sha256,
             "metrics": dict(metrics),
             "snapshot_sha256": snapshot_sha256,
             "parents": sorted(parents),
@@ -348,9 +354,12 @@ class Registry:
         if not self._blobs.exists(digest):
             raise InvalidError(f"{what}: no blob {digest}; store it first (POST /v1/blobs)")
 
-    def _check_content(self, weights_sha256: str, reference_sha256: str | None) -> None:
-        self._check_blob(weights_sha256, "the weights")
-        tensors.load(self._blobs.get(weights_sha256))
+    def _check_content(self, weights_sha256: str, artifact_sha256: str | None, reference_sha256: str | None) -> None:
+        if artifact_sha256 is not None:
+            self._check_blob(artifact_sha256, "the artifact")
+        else:
+            self._check_blob(weights_sha256, "the weights")
+            tensors.load(self._blobs.get(weights_sha256))
         if reference_sha256 is not None:
             self._check_blob(reference_sha256, "the reference profile")
             data = self._blobs.get(reference_sha256)

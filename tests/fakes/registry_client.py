@@ -43,6 +43,9 @@ class RegistryClient:
     def snapshots(self) -> list[records.Snapshot]:
         return self.registry.snapshots()
 
+    def models(self) -> list[records.Model]:
+        return self.registry.models()
+
     def create_version(self, model: str, **fields: Any) -> records.Version:
         return self.registry.create_version(model, **fields)
 

@@ -69,6 +69,20 @@ def test_weights_must_be_stored_and_be_weights(site: Site) -> None:
     assert site.registry.models() == []
 
 
+def test_an_artifact_that_was_brought_in_stands_in_place_of_weights(site: Site) -> None:
+    fields: dict[str, Any] = {"task": "t", "metrics": {}}
+    first, other = (site.put(content) for content in (b"a tflite", b"another"))
+    made = site.registry.create_version("m", artifact_sha256=first, **fields)
+    assert (made.weights_sha256, made.artifact_sha256) == ("", first)
+    assert site.registry.create_version("m", artifact_sha256=first, **fields).version == made.version
+    assert site.registry.create_version("m", artifact_sha256=other, **fields).version == made.version + 1
+    with pytest.raises(InvalidError, match=r"the artifact: no blob"):
+        site.registry.create_version("m", artifact_sha256="0" * 64, **fields)
+    for both in ({}, {"artifact_sha256": first, "weights_sha256": site.weights()}):
+        with pytest.raises(InvalidError, match="either weights or an artifact"):
+            site.registry.create_version("m", **both, **fields)
+
+
 def test_a_reference_profile_must_add_up(site: Site) -> None:
     counts = profile.Counts(
         samples=3, features=[[1, 1]], missing=[0], predictions=[3, 0], confidence=[0, 3], confidence_sum=0
