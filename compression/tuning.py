@@ -21,15 +21,17 @@ BATCH = 64
 def tf_keras_model(piece: Workpiece, bench: Workbench) -> Any:
     """The model of a workpiece in tf_keras: the task's builder with its weights, unless it is one already.
 
+    Names of layers and random draws begin anew, so that a stage does not depend on what ran before in this process.
+
     Raises:
         UnsupportedLayerError: tf_keras cannot build it, or builds other weights.
     """
     import tf_keras
 
-    if isinstance(piece.model, tf_keras.Model):
-        return piece.model
     tf_keras.backend.clear_session()
     tf_keras.utils.set_random_seed(bench.seed)
+    if isinstance(piece.model, tf_keras.Model):
+        return piece.model
     try:
         model = bench.task.build_model(tf_keras)
     except (AttributeError, TypeError, ValueError) as error:

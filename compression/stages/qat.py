@@ -16,19 +16,29 @@ class Qat(Stage, frozen=True, kw_only=True, tag="qat"):
     Attributes:
         preserve: `auto` keeps the zeros of `prune` and the shared values of `cluster` where they are behind it (PQAT,
             CQAT, PCQAT); `none` lets them go.
+        unknown: a layer that tfmot has no integer form for: `refuse`, or `skip` this stage, so that the model is
+            quantized after training alone; the record says so.
         epochs: passes over the training samples at `learning_rate` (Adam).
     """
 
     trains: ClassVar[bool] = True
 
     preserve: Literal["auto", "none"] = "auto"
+    unknown: Literal["refuse", "skip"] = "refuse"
     epochs: Annotated[int, msgspec.Meta(ge=1)] = 3
     learning_rate: Annotated[float, msgspec.Meta(gt=0, lt=10)] = 3e-4
 
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         with tuning.quiet():
             model = tuning.copy(tuning.tf_keras_model(piece, bench))
-            aware = self._aware(model, piece)
+            try:
+                aware = self._aware(model, piece)
+            except UnsupportedLayerError as error:
+                if self.unknown == "refuse":
+                    raise UnsupportedLayerError(
+                        f"quantization-aware training: {error}; leave qat out and quantize after training"
+                    ) from error
+                return tuning.copy(tuning.tf_keras_model(piece, bench)), {"skipped": str(error)}
             what = f"training for int8{self._keeping(piece)}"
             tuning.fit(aware, bench, what, epochs=self.epochs, learning_rate=self.learning_rate)
         return aware, {"keeps": self._keeping(piece).removeprefix(", keeping ") or "nothing"}
@@ -55,9 +65,7 @@ class Qat(Stage, frozen=True, kw_only=True, tag="qat"):
                 return kinds.quantize_apply(noted)
             return kinds.quantize_apply(noted, scheme)
         except (ValueError, RuntimeError) as error:
-            raise UnsupportedLayerError(
-                f"quantization-aware training: {_at_fault(error)}; leave qat out and quantize after training"
-            ) from error
+            raise UnsupportedLayerError(_at_fault(error)) from error
 
 
 class FineTune(Stage, frozen=True, kw_only=True, tag="fine-tune"):

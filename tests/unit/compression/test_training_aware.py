@@ -174,6 +174,56 @@ def test_a_layer_that_qat_does_not_know_is_refused_by_name(bench: Workbench) -> 
         run(odd, {"stage": "qat"})
 
 
+def _waves(keras: Any) -> Any:
+    layers = keras.layers
+    steps = [layers.Conv1D(16, 3, activation="relu", name="waves"), layers.Flatten(), layers.Dense(10)]
+    return keras.Sequential([keras.Input((8, 8)), *steps])
+
+
+def _dense(keras: Any) -> Any:
+    layers = keras.layers
+    return keras.Sequential([keras.Input((64,)), layers.Dense(32, activation="relu"), layers.Dense(10)])
+
+
+def _small(bench: Workbench, build: Any, shape: tuple[int, ...]) -> Workbench:
+    """Few samples in the shape that the model takes."""
+    train = Samples(bench.train.x[:256].reshape(-1, *shape), bench.train.y[:256])
+    return dataclasses.replace(_with_model(bench, build), train=train)
+
+
+@pytest.mark.parametrize("name", ["tiny", "balanced", "accurate", "sensor-mlp"])
+@pytest.mark.parametrize(("build", "shape"), [(_waves, (8, 8)), (_dense, (64,))], ids=["waves", "dense"])
+def test_ready_recipes_fit_networks_of_sensors(bench: Workbench, name: str, build: Any, shape: tuple[int, ...]) -> None:
+    small = _small(bench, build, shape)
+    made = recipe.make(recipe.load(name), Workpiece(_keras(small)), small)
+    notes = {record.stage: record.notes for record in made.records}
+    if build is _waves and "qat" in notes:
+        assert notes["qat"] == {"skipped": "layer 'waves' (Conv1D) has no integer form in tfmot"}
+    elif "qat" in notes:
+        assert "skipped" not in notes["qat"]
+    ran = Runtime(made.artifact or b"")
+    assert ran.input_type == np.int8
+    assert ran.logits(small.train.x[:4]).shape == (4, 10)
+
+
+def test_what_ran_before_in_the_process_changes_no_byte(bench: Workbench) -> None:
+    import tensorflow as tf
+    import tf_keras
+
+    small = _small(bench, _dense, (64,))
+    stages = [{"stage": stage, "epochs": 1} for stage in ("prune", "cluster", "qat")]
+    given = recipe.from_fields({"name": "x", "stages": [*stages, {"stage": "int8"}]}, "test")
+    alone = recipe.make(given, Workpiece(_keras(small)), small).artifact
+
+    piece = Workpiece(_keras(small))
+    for stage in given.stages:  # between them comes what a search does: other models, other draws
+        tf.random.uniform((7,))
+        np.random.random(3)
+        tf_keras.Sequential([tf_keras.layers.Dense(3), tf_keras.layers.Dense(4)]).build((1, 5))
+        piece = recipe.run_stage(stage, piece, small)
+    assert hashlib.sha256(piece.artifact or b"").digest() == hashlib.sha256(alone or b"").digest()
+
+
 def test_a_model_without_kernels_that_fit_is_refused(bench: Workbench) -> None:
     def build(keras: Any) -> Any:
         layers = keras.layers
