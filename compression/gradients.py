@@ -6,7 +6,9 @@ TensorFlow's). All shapes must be static, the batch included. Comparisons are wr
 number where XNNPACK runs those faster than EQUAL and CAST.
 """
 
-from contextlib import AbstractContextManager
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ import tensorflow as tf
 from compression.errors import UnsupportedLayerError
 
 HUGE = 1e30
+_SMALL = 48  # entries of a patch
+_NATIVE_CONVOLUTION = tf.nn.convolution
 Tensor = Any  # tensorflow has no types here
 
 _OVERRIDES = {
@@ -22,6 +26,7 @@ _OVERRIDES = {
     "Relu6": "FieldfareRelu6",
     "AddV2": "FieldfareAdd",
     "BiasAdd": "FieldfareAdd",
+    "MatMul": "FieldfareMatMul",
     "Conv2D": "FieldfareConv2D",
     "DepthwiseConv2dNative": "FieldfareDepthwiseConv2D",
     "MaxPool": "FieldfareMaxPool",
@@ -30,9 +35,21 @@ _OVERRIDES = {
 }
 
 
-def overrides() -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def overrides() -> Iterator[None]:
     """While tracing a tf.function: operations made inside get the gradients of this module."""
-    return tf.compat.v1.get_default_graph().gradient_override_map(_OVERRIDES)
+    with tf.compat.v1.get_default_graph().gradient_override_map(_OVERRIDES), products():
+        yield
+
+
+@contextlib.contextmanager
+def products() -> Iterator[None]:
+    """While tracing: Keras' convolutions are products of matrices."""
+    tf.nn.convolution = convolution
+    try:
+        yield
+    finally:
+        tf.nn.convolution = _NATIVE_CONVOLUTION
 
 
 class _Window(NamedTuple):
@@ -47,19 +64,28 @@ class _Window(NamedTuple):
 
 def _window(op: Any, axis: int, size: int, kernel: int) -> _Window:
     stride, dilation = op.get_attr("strides")[axis], op.get_attr("dilations")[axis]
-    reach = (kernel - 1) * dilation + 1
-    if op.get_attr("padding") == b"VALID":
-        return _Window((size - reach) // stride + 1, 0, 0, stride, dilation)
-    if op.get_attr("padding") != b"SAME":
+    if op.get_attr("padding") not in {b"VALID", b"SAME"}:
         raise UnsupportedLayerError(f"{op.name}: padding {op.get_attr('padding')!r} cannot be trained on a device")
+    return _slide(size, kernel, stride, dilation, op.get_attr("padding").decode())
+
+
+def _slide(size: int, kernel: int, stride: int, dilation: int, padding: str) -> _Window:
+    reach = (kernel - 1) * dilation + 1
+    if padding == "VALID":
+        return _Window((size - reach) // stride + 1, 0, 0, stride, dilation)
     out = -(-size // stride)
     total = max((out - 1) * stride + reach - size, 0)
     return _Window(out, total // 2, total - total // 2, stride, dilation)
 
 
 def _pad(x: Tensor, rows: _Window, columns: _Window) -> Tensor:
-    pads = [[0, 0], [rows.before, rows.after], [columns.before, columns.after], [0, 0]]
-    return tf.pad(x, pads) if np.any(pads) else x
+    """With zeros, row by row: XNNPACK is slow where the last dimension is short."""
+    if not any((rows.before, rows.after, columns.before, columns.after)):
+        return x
+    batch, height, width, channels = x.shape
+    flat = tf.reshape(x, [batch, height, width * channels])
+    flat = tf.pad(flat, [[0, 0], [rows.before, rows.after], [columns.before * channels, columns.after * channels]])
+    return tf.reshape(flat, [batch, height + rows.before + rows.after, -1, channels])
 
 
 @tf.RegisterGradient("FieldfareRelu")
@@ -79,54 +105,116 @@ def _add(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_to(dy: Tensor, x: Tensor) -> Tensor:
-    """Undo broadcasting. A bias is summed by a matrix product with ones, which XNNPACK runs and SUM it does not."""
+    """Undo broadcasting."""
     if x.shape == dy.shape:
         return dy
-    rows, width = int(np.prod(dy.shape[:-1])), dy.shape[-1]
-    if x.shape.rank and x.shape[-1] == width and int(np.prod(x.shape)) == width:
-        return tf.reshape(tf.matmul(tf.ones([1, rows]), tf.reshape(dy, [rows, width])), x.shape)
     added = dy.shape.rank - x.shape.rank
     axes = [*range(added), *(added + axis for axis, size in enumerate(x.shape) if size == 1)]
     return tf.reshape(tf.reduce_sum(dy, axes), x.shape)
 
 
+@tf.RegisterGradient("FieldfareMatMul")
+def _matmul(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = op.inputs
+    if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
+        raise UnsupportedLayerError(f"{op.name}: a product with a transposed factor cannot be trained on a device")
+    return product(dy, b, transpose_b=True), product(a, dy, transpose_a=True)
+
+
+def product(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+    """The product of two matrices.
+
+    With a third dimension it becomes BATCH_MATMUL, which XNNPACK runs also where neither is constant;
+    FULLY_CONNECTED and CONV_2D with weights that are inputs it leaves to slower kernels.
+    """
+    a, b = (tf.reshape(factor, [1, *factor.shape]) for factor in (a, b))
+    whole = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return tf.reshape(whole, whole.shape[1:])
+
+
 @tf.RegisterGradient("FieldfareConv2D")
 def _conv2d(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
     x, kernel = op.inputs
-    height, width, channels_in, channels_out = kernel.shape
-    rows, columns = _window(op, 1, x.shape[1], height), _window(op, 2, x.shape[2], width)
-    dx = tf.compat.v1.nn.conv2d_backprop_input(
-        x.shape.as_list(),
-        kernel,
-        dy,
-        op.get_attr("strides"),
-        op.get_attr("padding").decode(),
-        dilations=op.get_attr("dilations"),
+    slides = _window(op, 1, x.shape[1], kernel.shape[0]), _window(op, 2, x.shape[2], kernel.shape[1])
+    return _conv2d_gradients(x, kernel, dy, slides)
+
+
+def convolution(
+    x: Tensor,
+    kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "VALID",
+    *,
+    data_format: str | None = None,
+    dilations: Any = 1,
+) -> Tensor:
+    """`tf.nn.convolution` of one or two dimensions as a product of matrices."""
+    rank = x.shape.rank - 2
+    strides, dilations = ([n] * rank if isinstance(n, int) else list(n) for n in (strides, dilations))
+    if rank > 2 or data_format not in {None, "NWC", "NHWC"} or x.shape[-1] != kernel.shape[-2]:
+        return _NATIVE_CONVOLUTION(x, kernel, strides, padding, data_format=data_format, dilations=dilations)
+    if rank == 1:
+        x, kernel = tf.expand_dims(x, 1), tf.expand_dims(kernel, 0)
+        return tf.squeeze(convolution(x, kernel, [1, *strides], padding, dilations=[1, *dilations]), 1)
+    rows, columns = (
+        _slide(x.shape[axis + 1], kernel.shape[axis], strides[axis], dilations[axis], padding) for axis in (0, 1)
     )
-    padded = _pad(x, rows, columns)
-    if height == width == 1:
-        taken = padded[:, :: rows.stride, :: columns.stride, :]
-        flat_x, flat_dy = tf.reshape(taken, [-1, channels_in]), tf.reshape(dy, [-1, channels_out])
-        return dx, tf.reshape(tf.matmul(flat_x, flat_dy, transpose_a=True), kernel.shape)
-    return dx, _kernel_gradient(padded, dy, kernel, rows, columns)
+
+    @tf.custom_gradient
+    def convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
+        y = _correlate(_pad(x, rows, columns), kernel, rows, columns)
+        return y, lambda dy: _conv2d_gradients(x, kernel, dy, (rows, columns))
+
+    return convolve(x, kernel)
 
 
-def _kernel_gradient(padded: Tensor, dy: Tensor, kernel: Tensor, rows: _Window, columns: _Window) -> Tensor:
-    """A convolution itself: batch and channels change places, stride and dilation too.
+def _conv2d_gradients(x: Tensor, kernel: Tensor, dy: Tensor, slides: tuple[_Window, _Window]) -> tuple[Tensor, Tensor]:
+    rows, columns = slides
+    seen, flat = _seen(_pad(x, rows, columns), kernel, rows, columns), tf.reshape(dy, [-1, dy.shape[-1]])
+    kernel_gradient = tf.concat([product(part, flat, transpose_a=True) for part in seen], 0)
+    flipped = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+    back = _Window(x.shape[1], 0, 0, 1, rows.dilation), _Window(x.shape[2], 0, 0, 1, columns.dilation)
+    dx = _correlate(_framed(dy, x, kernel, rows, columns), flipped, *back)
+    return dx, tf.reshape(kernel_gradient, kernel.shape)
 
-    dW[i, j, p, q] = sum over b, u, v of x[b, u * stride + i * dilation, v * stride + j * dilation, p] * dy[b, u, v, q]
-    """
-    height, width = kernel.shape[:2]
-    need_rows = (rows.out - 1) * rows.stride + 1 + (height - 1) * rows.dilation
-    need_columns = (columns.out - 1) * columns.stride + 1 + (width - 1) * columns.dilation
-    gradient = tf.nn.conv2d(
-        tf.transpose(padded, [3, 1, 2, 0])[:, :need_rows, :need_columns, :],
-        tf.transpose(dy, [1, 2, 0, 3]),
-        strides=[1, rows.dilation, columns.dilation, 1],
-        padding="VALID",
-        dilations=[1, rows.stride, columns.stride, 1],
-    )
-    return tf.transpose(gradient, [1, 2, 0, 3])
+
+def _correlate(padded: Tensor, kernel: Tensor, rows: _Window, columns: _Window) -> Tensor:
+    """The kernel slid over `padded`: (batch, rows, columns, channels out)."""
+    entries, start = tf.reshape(kernel, [-1, kernel.shape[-1]]), 0
+    parts = []
+    for part in _seen(padded, kernel, rows, columns):
+        parts.append(product(part, entries[start : start + part.shape[1]]))
+        start += part.shape[1]
+    return tf.reshape(functools.reduce(tf.add, parts), [padded.shape[0], rows.out, columns.out, kernel.shape[-1]])
+
+
+def _seen(padded: Tensor, kernel: Tensor, rows: _Window, columns: _Window) -> list[Tensor]:
+    """What the kernel's entries meet, each (batch * rows * columns, channels): one by one, or side by side if small."""
+    height, width, channels = kernel.shape[:3]
+    size = height * width * channels
+    if size <= _SMALL and height * width > 1:  # a convolution with a constant kernel copies faster than slices do
+        copies = np.eye(size, dtype=np.float32).reshape(height, width, channels, size)
+        strides, dilations = [rows.stride, columns.stride], [rows.dilation, columns.dilation]
+        return [tf.reshape(tf.nn.conv2d(padded, copies, strides, "VALID", dilations=dilations), [-1, size])]
+    taps = (_tap(padded, i, j, rows, columns) for i in range(height) for j in range(width))
+    return [tf.reshape(tap, [-1, channels]) for tap in taps]
+
+
+def _tap(padded: Tensor, i: int, j: int, rows: _Window, columns: _Window) -> Tensor:
+    """What the kernel's entry (i, j) meets: (batch, rows, columns, channels)."""
+    top, left = i * rows.dilation, j * columns.dilation
+    bottom, right = top + (rows.out - 1) * rows.stride + 1, left + (columns.out - 1) * columns.stride + 1
+    return padded[:, top : bottom : rows.stride, left : right : columns.stride, :]
+
+
+def _framed(dy: Tensor, x: Tensor, kernel: Tensor, rows: _Window, columns: _Window) -> Tensor:
+    """`dy` spread by the strides, and padded so that the flipped kernel slides over it to the shape of `x`."""
+    spread = _spread(dy, rows, columns)
+    reach = (kernel.shape[0] - 1) * rows.dilation, (kernel.shape[1] - 1) * columns.dilation
+    top, left = reach[0] - rows.before, reach[1] - columns.before
+    after_rows = x.shape[1] - spread.shape[1] + rows.before
+    after_columns = x.shape[2] - spread.shape[2] + columns.before
+    return _pad(spread, _Window(0, top, after_rows, 1, 1), _Window(0, left, after_columns, 1, 1))
 
 
 @tf.RegisterGradient("FieldfareDepthwiseConv2D")
@@ -139,23 +227,11 @@ def _depthwise(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         )
     rows, columns = _window(op, 1, x.shape[1], height), _window(op, 2, x.shape[2], width)
     padded = _pad(x, rows, columns)
-    sums = []
-    for i in range(height):
-        for j in range(width):
-            top, left = i * rows.dilation, j * columns.dilation
-            bottom, right = top + (rows.out - 1) * rows.stride + 1, left + (columns.out - 1) * columns.stride + 1
-            taken = padded[:, top : bottom : rows.stride, left : right : columns.stride, :]
-            sums.append(tf.reduce_sum(taken * dy, [0, 1, 2]))
+    sums = [
+        tf.reduce_sum(_tap(padded, i, j, rows, columns) * dy, [0, 1, 2]) for i in range(height) for j in range(width)
+    ]
     kernel_gradient = tf.reshape(tf.stack(sums), [height, width, channels, 1])
-    spread = _spread(dy, rows, columns)
-    reach = (height - 1) * rows.dilation, (width - 1) * columns.dilation
-    after_rows = x.shape[1] - spread.shape[1] + rows.before
-    after_columns = x.shape[2] - spread.shape[2] + columns.before
-    framed = tf.pad(
-        spread,
-        [[0, 0], [reach[0] - rows.before, after_rows], [reach[1] - columns.before, after_columns], [0, 0]],
-    )
-    flipped = tf.reverse(kernel, [0, 1])
+    framed, flipped = _framed(dy, x, kernel, rows, columns), tf.reverse(kernel, [0, 1])
     dilations = [rows.dilation, columns.dilation]
     return tf.nn.depthwise_conv2d(framed, flipped, [1, 1, 1, 1], "VALID", dilations=dilations), kernel_gradient
 
@@ -184,15 +260,16 @@ def _pooling(op: Any) -> tuple[int, int]:
 
 
 def _repeat(small: Tensor, height: int, width: int) -> Tensor:
-    """Each entry `height` x `width` times, by a product with ones (five dimensions at most)."""
+    """Each entry `height` x `width` times, by putting copies beside each other."""
     batch, rows, columns, channels = small.shape
-    tall = tf.reshape(small, [batch * rows, 1, columns, 1, channels]) * tf.ones([1, height, 1, width, 1])
-    return tf.reshape(tall, [batch, rows * height, columns * width, channels])
+    wide = tf.reshape(tf.concat([small] * width, 3), [batch * rows, columns * width * channels])
+    return tf.reshape(tf.concat([wide] * height, 1), [batch, rows * height, columns * width, channels])
 
 
 def _fit(x: Tensor, rows: int, columns: int, fill: float, *, top: int = 0, left: int = 0) -> Tensor:
     """Pad the beginning of both image axes by `top` and `left`, then cut or pad their end."""
-    x = x[:, : min(rows, x.shape[1]), : min(columns, x.shape[2]), :]
+    if x.shape[1] > rows or x.shape[2] > columns:  # a slice of everything would be a copy on the device
+        x = x[:, : min(rows, x.shape[1]), : min(columns, x.shape[2]), :]
     pads = [[0, 0], [top, rows - top - x.shape[1]], [left, columns - left - x.shape[2]], [0, 0]]
     return tf.pad(x, pads, constant_values=fill) if np.any(pads) else x
 
@@ -208,7 +285,7 @@ def _max_pool(op: Any, dy: Tensor) -> Tensor:
     largest = tf.nn.relu(1.0 - (_repeat(y, height, width) - covered) * HUGE)
     count = tf.nn.avg_pool2d(largest, [height, width], [height, width], "VALID") * float(height * width)
     dx = largest * _repeat(dy / count, height, width)
-    return _fit(dx[:, top:, left:, :], x.shape[1], x.shape[2], 0.0)
+    return _fit(dx[:, top:, left:, :] if top or left else dx, x.shape[1], x.shape[2], 0.0)
 
 
 @tf.RegisterGradient("FieldfareAvgPool")

@@ -182,7 +182,8 @@ def _adam(named: dict[str, Tensor], w: list[Tensor], moments: list[list[Tensor]]
 def _infer(model: Any, spec: TrainingSpec) -> Any:
     def infer(*tensors: Tensor) -> dict[str, Tensor]:
         w, s = _split(tensors, [len(spec.weights), len(spec.state)])
-        return {"logits": _call(model, w, s, tensors[-1], training=False)[0]}
+        with gradients.products():
+            return {"logits": _call(model, w, s, tensors[-1], training=False)[0]}
 
     return infer
 
