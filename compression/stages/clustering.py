@@ -43,6 +43,7 @@ class Cluster(Stage, frozen=True, kw_only=True, tag="cluster"):
                 values = min(np.count_nonzero(kernel) for kernel in kernels)
                 if values <= self.clusters:  # it has no more values than it may keep
                     alone.append(layer.name)
+                    layer.trainable = False  # without a wrapper it would lose the zeros of an earlier pruning
                     return layer
                 try:
                     return cluster.cluster_weights(
@@ -61,5 +62,7 @@ class Cluster(Stage, frozen=True, kw_only=True, tag="cluster"):
             what = f"clustering to {self.clusters} values"
             tuning.fit(wrapped, bench, what, epochs=self.epochs, learning_rate=self.learning_rate)
             clustered = kinds.strip_clustering(wrapped)
+            for name in alone:
+                clustered.get_layer(name).trainable = True
         notes = {"sparsity": round(tuning.sparsity(clustered), 4), "values": tuning.most_values(clustered)}
         return clustered, notes | ({"left alone": alone} if alone else {})

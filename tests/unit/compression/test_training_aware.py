@@ -272,9 +272,16 @@ def test_the_same_recipe_data_and_seed_give_the_same_bytes_in_another_process() 
     assert len(found.pop()) == len(hashlib.sha256().hexdigest())
 
 
-def test_a_layer_with_fewer_weights_than_clusters_is_left_alone_and_named(bench: Workbench) -> None:
-    made = run(bench, {"stage": "cluster", "clusters": 200, "epochs": 1})
-    assert made.records[0].notes["left alone"] == ["edges"]
+def test_a_layer_with_fewer_weights_than_clusters_is_named_and_left_as_it_is_with_its_zeros(bench: Workbench) -> None:
+    pruned = run(bench, {"stage": "prune", "sparsity": 0.5, "epochs": 1})
+    [stage, _int8] = recipe.from_fields(
+        {"name": "x", "stages": [{"stage": "cluster", "clusters": 200, "epochs": 1}, {"stage": "int8"}]}, "test"
+    ).stages
+    made = recipe.run_stage(stage, pruned, bench)
+    assert made.records[-1].notes["left alone"] == ["edges"]
+    np.testing.assert_array_equal(kernels(made.model)[0], kernels(pruned.model)[0])
+    assert tuning.sparsity(made.model) == pytest.approx(tuning.sparsity(pruned.model), abs=0.01)
+    assert made.model.get_layer("edges").trainable
 
 
 def test_what_a_library_raises_of_its_own_is_one_line_with_the_stage(
