@@ -106,6 +106,40 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    bundle: Annotated[str, typer.Argument(help="Beginning of its SHA-256, or MODEL:VERSION for the newest of these.")],
+    on: Annotated[str, typer.Option("--on", metavar="DEVICE", help="An enrolled device that may be asked.")],
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 600.0,
+    state: State = STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Have a signed bundle measured on a device: latency on one thread and on all, load time, memory.
+
+    The bundle is verified and pulled as for a rollout and never activated. The owner must allow it: remote.bench in
+    agent.toml. The registry keeps the result for the device's hardware class, and gates use the newest.
+
+    Example: fieldfare compress bench digits:1 --on meter-1
+    """
+    from compression.bench import bench as ask
+
+    with connect(state) as client:
+        made = ask(client, bundle, on, timeout_s=wait, on_progress=lambda phrase: typer.echo(phrase, err=True))
+    if as_json:
+        print_json(made)
+        return
+    found = made.measured
+    rows = [
+        ("hardware class", made.hardware_class),
+        ("runtime", found.runtime),
+        ("one thread", f"p50 {found.p50_us:.1f} us, p95 {found.p95_us:.1f} us"),
+        (f"{found.threads} threads", f"p50 {found.p50_threads_us:.1f} us, p95 {found.p95_threads_us:.1f} us"),
+        ("load", f"{found.load_us / 1000:.1f} ms"),
+        ("peak memory", f"{found.peak_bytes / 2**20:.1f} MiB, the whole process"),
+    ]
+    print_table(["", on], rows)
+
+
 def _follow(client: "Client", job: "Job", *, shown: bool) -> "Job":
     """Wait for a job; on a terminal with a bar, else with a line for each thing that begins."""
     from coordinator.client import JobFailedError

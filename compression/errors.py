@@ -6,6 +6,7 @@ CompressionError
 ├── ConversionError          the converter refused the model
 ├── ArtifactError           a `.tflite` that cannot be read, run or measured
 ├── RecipeError              a recipe that does not exist or asks for data that are not there
+├── BenchError               a device that did not measure a bundle
 ├── GateError                no variant is good enough to ship
 ├── BudgetError              a budget that cannot be read
 └── SearchError              a search that cannot begin or go on
@@ -34,6 +35,10 @@ class ArtifactError(CompressionError):
 
 class RecipeError(CompressionError):
     """A recipe that does not exist, or one that asks for data that are not there."""
+
+
+class BenchError(CompressionError):
+    """A device did not measure a bundle; the message has its reason."""
 
 
 class GateError(CompressionError):

@@ -63,7 +63,7 @@ def reasons(report: Report, gates: Gates, measured: Mapping[str, float] | None =
         if name in latencies:
             found.append(_most("takes", latencies[name], limit, f"us (p95) on {name}"))
         elif gates.require_measurement:
-            found.append(f"was not measured on hardware class {name}; see: fieldfare compress bench")
+            found.append(f"was not measured on hardware class {name}; run: fieldfare compress bench BUNDLE --on DEVICE")
     return [reason for reason in found if reason]
 
 

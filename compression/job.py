@@ -10,7 +10,7 @@ import msgspec
 
 from cloud.learning import weights
 from cloud.learning.backend import use_tensorflow
-from compression import candidate, gate, recipe, shipping, source
+from compression import bench, candidate, gate, recipe, shipping, source
 from compression.candidate import Candidate
 from compression.errors import ConversionError, GateError, RecipeError, UnsupportedLayerError
 from compression.gate import Gates
@@ -97,12 +97,17 @@ def run(context: JobContext) -> dict[str, Any]:
     candidates, found = _candidates(context, spec, recipes=recipes, model=model, origin=origin, stages=stages)
     stages.begin("exporting the training signature")
     training = _training(model)
+    measured = {
+        name: bench.newest(context.client.measurements(hashlib.sha256(each.content).hexdigest()))
+        for name, each in candidates.items()
+    }
     content, chosen, refused = _decide(
-        origin, candidates, gates=gates, search=spec.search, found=found, training=training
+        origin, candidates, measured, gates=gates, search=spec.search, found=found, training=training
     )
     content = msgspec.structs.replace(content, seconds=round(time.monotonic() - started, 1))
     for each in content.variants:
-        _register(context, spec, candidates[each.name], each)
+        notes = [] if gates.require_measurement else bench.missing(gates, measured[each.name], gate.LOCAL)
+        _register(context, spec, candidates[each.name], each, notes)
     stages.begin(f"building the bundle of {chosen}" if chosen else "writing the report")
     bundle = None
     if chosen:
@@ -192,6 +197,7 @@ def _candidates(
 def _decide(
     origin: Source,
     candidates: dict[str, Candidate],
+    measured: dict[str, dict[str, float]],
     *,
     gates: Gates,
     search: SearchSpec | None,
@@ -208,12 +214,12 @@ def _decide(
         reports = {n: r for n, r in reports.items() if not budget.excesses(allowed, msgspec.structs.asdict(r))}
     chosen, refused = None, ""
     try:
-        chosen = gate.choose(reports, gates, overridden=_overridden(origin, candidates))
+        chosen = gate.choose(reports, gates, measured, overridden=_overridden(origin, candidates))
     except GateError as error:
         refused = str(error) if reports or found is None else found.shortfall
     entries = []
     for name, each in candidates.items():
-        why = gate.reasons(each.report, gates)
+        why = gate.reasons(each.report, gates, measured[name])
         entries.append(
             VariantEntry(
                 name=name,
@@ -296,12 +302,12 @@ def _training(model: Any) -> Training:
     return Training(content, spec)
 
 
-def _register(context: JobContext, spec: CompressSpec, made: Candidate, entry: VariantEntry) -> None:
+def _register(context: JobContext, spec: CompressSpec, made: Candidate, entry: VariantEntry, notes: list[str]) -> None:
     context.client.create_variant(
         spec.model,
         spec.version,
         name=made.name,
         tflite_sha256=context.client.put_blob(made.content).sha256,
         report=entry.report | {"recipe": entry.recipe, "records": msgspec.to_builtins(entry.records)},
-        gate=Gate(passed=entry.passed, reasons=entry.reasons),
+        gate=Gate(passed=entry.passed, reasons=entry.reasons, notes=notes),
     )

@@ -18,6 +18,7 @@ SAMPLE_VALUES = 16 * 1024 * 1024  # of one sample before and after a transform
 PROFILE_FEATURES = 512
 PROFILE_BINS = 256
 PROFILE_COUNTERS = 31_000  # of one profile in all; each takes up to 5 bytes, and a profile travels in one message
+MEASURED_BYTES = 4096  # what a device measured of a bundle
 DIAGNOSTICS_BYTES = BLOCK_BYTES  # a diagnostics archive, which travels in one message
 BLOCKS_PER_REQUEST = 64
 TOKEN_BYTES = 1024  # a device's token in an Authorization header

@@ -250,16 +250,42 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
     Attributes:
         id: unique; a device that sees it twice does it once.
-        kind: `log-level` logs more or less for a while, `diagnostics` wants an archive that explains the device.
+        kind: `log-level` logs more or less for a while, `diagnostics` wants an archive that explains the device,
+            `bench` wants a signed bundle measured.
         level, seconds: of `log-level`.
+        bundle: of `bench`.
         expires_at: seconds since the epoch, coordinator clock; nobody waits for it later.
     """
 
     id: str
-    kind: Literal["log-level", "diagnostics"]
+    kind: Literal["log-level", "diagnostics", "bench"]
     level: Literal["debug", "info", "warning", "error"] = "info"
     seconds: float = 0.0
+    bundle: BundleRef | None = None
     expires_at: float
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """How a bundle's model runs on a device, in a process of its own: the answer to `bench`, as JSON.
+
+    Attributes:
+        runtime: name and version.
+        calls: inferences that were timed, on one thread and on `threads` each.
+        p50_us, p95_us: of one inference on one thread, input to the model's own type and copies included.
+        threads, p50_threads_us, p95_threads_us: the same on all processors that the agent may use.
+        load_us: to read the model and make it ready.
+        peak_bytes: of memory, the whole process with interpreter, libraries and bundle.
+    """
+
+    runtime: str
+    calls: int
+    p50_us: float
+    p95_us: float
+    threads: int
+    p50_threads_us: float
+    p95_threads_us: float
+    load_us: float
+    peak_bytes: int
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="receipt"):
@@ -336,7 +362,7 @@ class RoundReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 
 
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="command-reply"):
-    """The answer to a Command: `error` is empty where it succeeded, `content` the archive (zip) where one was asked."""
+    """The answer to a Command: `error` is empty where it succeeded, `content` an archive (zip) or `Measured` (JSON)."""
 
     command: str
     error: str

@@ -147,6 +147,7 @@ def web(services: Services, tokens: api.Tokens, *, started_at: float) -> FastAPI
             registry_routes.router(services.registry, storage.blobs),
             job_routes.router(services.jobs),
             fleet_routes.router(services.fleet, services.commands),
+            fleet_routes.measurements(services.commands),
             rollout_routes.router(services.rollouts),
             round_routes.router(services.rounds, storage),
             monitoring_routes.router(services.monitoring, storage),

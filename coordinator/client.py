@@ -25,6 +25,7 @@ from coordinator.records import (
     DeviceToken,
     Gate,
     Job,
+    Measurement,
     Model,
     Override,
     Rollout,
@@ -49,6 +50,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Device",
+    "DeviceCommand",
     "DeviceToken",
     "Gate",
     "Gates",
@@ -56,6 +58,7 @@ __all__ = [
     "Job",
     "JobContext",
     "JobFailedError",
+    "Measurement",
     "Model",
     "Override",
     "Rollout",
@@ -361,6 +364,14 @@ class Client(Transport):
     def diagnose(self, name: str) -> DeviceCommand:
         """Ask a device for a diagnostics archive; `wait_command`, then `diagnostics`."""
         return self.post(f"/v1/devices/{name}/diagnostics", DeviceCommand)
+
+    def bench(self, name: str, bundle_sha256: str) -> DeviceCommand:
+        """Ask a device to measure a signed bundle; `wait_command`, then `measurements`."""
+        return self.post(f"/v1/devices/{name}/bench", DeviceCommand, {"bundle_sha256": bundle_sha256})
+
+    def measurements(self, artifact_sha256: str) -> list[Measurement]:
+        """What devices measured of an artifact, newest first."""
+        return self.get("/v1/measurements", list[Measurement], artifact=artifact_sha256)
 
     def commands(self, name: str) -> list[DeviceCommand]:
         """What was asked of a device, newest first."""

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from contract.messages import BundleRef
+from contract.messages import BundleRef, Measured
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a variant may ship, and why not."""
+    """Whether a variant may ship, and why not; `notes` say what was not looked at."""
 
     passed: bool
     reasons: list[str] = []
+    notes: list[str] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,8 +168,9 @@ class DeviceCommand(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator asked of a device.
 
     Attributes:
-        kind: `log-level` or `diagnostics`.
+        kind: `log-level`, `diagnostics` or `bench`.
         level, seconds: of `log-level`.
+        bundle: of `bench`.
         sent_at: the broker has it; None before.
         answered_at: the device has done it, or said in `error` why not; None before.
         sha256, size: of the archive that came in answer, a blob.
@@ -186,6 +188,25 @@ class DeviceCommand(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     sha256: str | None
     size: int
+    bundle: BundleRef | None = None
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device measured of an artifact.
+
+    Attributes:
+        id: of the command that asked for it.
+        hardware_class: of the device when it answered.
+        measured_at: coordinator clock, seconds since the epoch.
+    """
+
+    id: str
+    device: str
+    hardware_class: str
+    bundle_sha256: str
+    artifact_sha256: str
+    measured: Measured
+    measured_at: float
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):

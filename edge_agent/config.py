@@ -139,6 +139,18 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_days: float = 30.0
 
 
+class Remote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators may ask of this device beside diagnostics.
+
+    Attributes:
+        bench: whether it measures signed bundles for them, which takes its processors for some seconds.
+        bench_pause_s: between two of these.
+    """
+
+    bench: bool = False
+    bench_pause_s: float = 60.0
+
+
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where samples come from, beside the folder `source`.
 
@@ -198,6 +210,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     api: Api = Api()
     samples: Samples = Samples()
     outbox: Outbox = Outbox()
+    remote: Remote = Remote()
     sources: list[Source] = []
 
 

@@ -34,6 +34,7 @@ from contract.messages import (
 )
 from edge_agent import __version__, config, lean, metadata, selftest, signing, trust
 from edge_agent.apps import Apps
+from edge_agent.bench import Bench
 from edge_agent.delivery import Delivery
 from edge_agent.disk import Disk
 from edge_agent.errors import ConfigError
@@ -136,13 +137,13 @@ class Agent:
             tell=self._tell,
         )
         self._flow = Flow(retry_s=self._config.retry_s)
-        self._remote = Remote(folder.root, state=self._state, stopping=self._stopping, log=log, tell=self._tell)
-        self._compose(folder)
+        self._updating = threading.Lock()
+        self._compose(folder, log)
         self._switch.restore()
         self._hello_at = self._expire_at = 0.0
         self._settling = lean.Settling(time.monotonic)
 
-    def _compose(self, folder: config.Folder) -> None:
+    def _compose(self, folder: config.Folder, log: Callable[[], str]) -> None:
         slots = Slots(folder.slots)
         fetch: trust.Fetch = self._metadata.fetch
         if self._config.updates.transport == "https":
@@ -159,18 +160,36 @@ class Agent:
         self._probations = Probations(
             self._config, state=self._state, serving=self._serving, switch=self._switch, monotonic=time.monotonic
         )
+        disk = Disk(self._config, folder, state=self._state, switch=self._switch)
+
+        def trusted(target: str) -> trust.Target:
+            return trust.lookup(read_root(folder.tuf_root), folder.tuf_metadata, target, fetch)
+
         self._updater = Updater(
             self._config,
             state=self._state,
             serving=self._serving,
             switch=self._switch,
-            trusted=lambda target: trust.lookup(read_root(folder.tuf_root), folder.tuf_metadata, target, fetch),
+            trusted=trusted,
             pull=self._delivery.bundle,
-            make_room=Disk(self._config, folder, state=self._state, switch=self._switch).make_room,
+            make_room=disk.make_room,
             self_test=lambda path, ref: selftest.run(path, ref, self._config, self._stopping),
             wanted=self._wanted,
             check_time=self._delivery.check_time,
             runtime_version=self._runtime_version,
+        )
+        bench = Bench(
+            self._config,
+            state=self._state,
+            slots=slots,
+            trusted=trusted,
+            check_room=disk.check_room,
+            pull=self._delivery.bundle,
+            updating=self._updating,
+            stopping=self._stopping,
+        )
+        self._remote = Remote(
+            folder.root, state=self._state, stopping=self._stopping, log=log, bench=bench.run, tell=self._tell
         )
         source = folder.source(self._config)
         source.mkdir(parents=True, exist_ok=True)
@@ -270,11 +289,15 @@ class Agent:
         desired = self._desired
         if desired is None or self._stopping.is_set():
             return
+        with self._stopping.resting():  # while a bundle is measured
+            self._updating.acquire()
         try:
             self._updater.apply(desired)
         except BaseException:
             wake.set()  # again after the pause
             raise
+        finally:
+            self._updating.release()
         self._hello_at = 0.0
         self._settling.soon()
 

@@ -60,6 +60,10 @@ class Disk:
             if self._lacking(sha256, size) is None:
                 return
             remove()
+        self.check_room(sha256, size)
+
+    def check_room(self, sha256: str, size: int) -> None:
+        """The same, where nothing may go for it."""
         reason = self._lacking(sha256, size)
         if reason is not None:
             raise RefusedError(reason)

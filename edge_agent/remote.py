@@ -1,4 +1,4 @@
-"""What an operator asks of this device from afar: more of its log for a while, or a diagnostics archive."""
+"""What an operator asks of this device from afar: more of its log for a while, a diagnostics archive, a measurement."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from contract.messages import Command, CommandReply
+from contract import codec
+from contract.messages import BundleRef, Command, CommandReply, Measured
 from edge_agent import diagnostics, logs
 from edge_agent.errors import AgentError
 from edge_agent.events import Tell, silent
@@ -41,6 +42,7 @@ class Remote:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         pause_s: float = 60.0,
+        bench: Callable[[BundleRef, Callable[[], bool]], Measured],
         tell: Tell = silent,
     ) -> None:
         """Prepare.
@@ -52,11 +54,13 @@ class Remote:
             clock: seconds since the epoch.
             monotonic: seconds.
             pause_s: between two archives: each costs the device seconds of work and the link 128 KiB.
+            bench: measures a bundle, until its second argument says to give up; raises AgentError, OSError.
             tell: hears of each command that was carried out.
         """
         self.wake = threading.Event()
         self._root, self._state, self._stopping, self._log = root, state, stopping, log
         self._clock, self._monotonic, self._pause_s, self._tell = clock, monotonic, pause_s, tell
+        self._bench = bench
         self._waiting: queue.Queue[Command] = queue.Queue(_WAITING)
         self._usual: int | None = None  # the level to go back to; None while it holds
         self._back_at = self._next_archive_at = -float("inf")
@@ -93,6 +97,8 @@ class Remote:
         try:
             content = self._result(command)
         except (AgentError, OSError, MemoryError) as failure:
+            if self._stopping.is_set():
+                return  # it comes again with the next start
             error = str(failure) or type(failure).__name__
         with self._state.transaction():
             self._state.put(_DONE, [*done, command.id][-_REMEMBERED:])
@@ -104,6 +110,8 @@ class Remote:
             raise AgentError(f"it had expired when it came; the device's clock says {self._clock():.0f}")
         if command.kind == "diagnostics":
             return self._archive()
+        if command.kind == "bench" and command.bundle is not None:
+            return codec.encode_json(self._bench(command.bundle, lambda: self._clock() >= command.expires_at))
         self._change_level(command)
         return b""
 

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -28,6 +30,7 @@ from edge_agent.serving import Model
 from edge_agent.slots import check_name, parse
 from edge_agent.trust import Target
 
+T = TypeVar("T")
 _PATIENCE_S = 120.0
 _POLL_S = 0.5
 _REASON_CHARACTERS = 300
@@ -58,26 +61,30 @@ def run(path: Path, bundle: BundleRef, config: Config, stopping: threading.Event
         RefusedError: it must not serve here, and why.
         UnavailableError: the agent ends, or a child could not be started.
     """
-    command = [sys.executable, "-P", "-m", "edge_agent.selftest"]  # -P: no code from the working folder
-    task = msgspec.json.encode(Task(path=str(path), bundle=bundle, config=config))
+    outcome = ask("edge_agent.selftest", Task(path=str(path), bundle=bundle, config=config), Outcome, stopping)
+    if outcome.refusal:
+        raise RefusedError(outcome.refusal)
+    return outcome.memory_bytes
+
+
+def ask(module: str, task: Task, kind: type[T], stopping: threading.Event) -> T:
+    """Give a task to a child and take its answer; errors as in `run`."""
+    command = [sys.executable, "-P", "-m", module]  # -P: no code from the working folder
     try:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise UnavailableError(f"the self-test could not be started: {error}") from error
     try:
-        output, complaints = _converse(child, task, stopping)
+        output, complaints = _converse(child, msgspec.json.encode(task), stopping)
     finally:
         child.kill()
         child.communicate()
     if child.returncode:
         raise RefusedError(f"the self-test {_end(child.returncode)}{_last_line(complaints)}")
     try:
-        outcome = codec.decode_json(output, Outcome)
+        return codec.decode_json(output, kind)
     except MalformedError as error:
         raise RefusedError(f"the self-test gave no answer: {error}") from error
-    if outcome.refusal:
-        raise RefusedError(outcome.refusal)
-    return outcome.memory_bytes
 
 
 def _converse(child: "subprocess.Popen[bytes]", task: bytes, stopping: threading.Event) -> tuple[bytes, bytes]:
@@ -168,7 +175,7 @@ def _resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
+def main(work: Callable[[Task], msgspec.Struct] = attempt) -> None:
     """The child."""
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever a delegate prints is no answer
@@ -177,7 +184,7 @@ def main() -> None:
     with suppress(OSError):  # where a service manager forbids it, it is as urgent as the agent
         os.nice(5)
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    outcome = attempt(task)
+    outcome = work(task)
     with os.fdopen(answer, "wb") as stream:
         stream.write(msgspec.json.encode(outcome))
 

@@ -1,21 +1,27 @@
-"""What an operator asks of single devices now: more of their log for a while, a diagnostics archive."""
+"""What an operator asks of single devices now: more of their log for a while, a diagnostics archive, a measurement."""
 
+import math
 import time
 from collections.abc import Callable, Collection
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
-from contract import limits
-from contract.messages import Command, CommandReply
+from contract import codec, limits
+from contract.messages import BundleRef, Command, CommandReply, Measured
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
-from coordinator.fleet.tables import device_commands, devices
-from coordinator.records import DeviceCommand
+from coordinator.fleet.tables import device_commands, devices, measurements
+from coordinator.records import DeviceCommand, Measurement
+from coordinator.registry.tables import bundles, variants
+from coordinator.signing.tables import signing_requests
+from coordinator.sql import to_record
 from coordinator.storage import Storage
 
 _EXPIRES_S = 3600.0
 _LONGEST_S = 7 * 86400.0
+_ANSWER_BYTES = {"diagnostics": limits.DIAGNOSTICS_BYTES, "bench": limits.MEASURED_BYTES}
 _OPEN = 16  # commands of one device that nobody answered yet
 
 
@@ -48,9 +54,39 @@ class Commands:
         """
         return self._ask(device, "diagnostics")
 
-    def _ask(self, device: str, kind: str, *, level: str = "", seconds: float = 0.0) -> DeviceCommand:
+    def bench(self, device: str, bundle_sha256: str) -> DeviceCommand:
+        """Ask a device to measure a signed bundle.
+
+        Raises:
+            NotFoundError: no such device, it is not enrolled, or no such bundle.
+            ConflictError: the bundle is not signed, or too many commands wait for the device.
+        """
+        query = select(bundles).where(bundles.c.sha256 == bundle_sha256)
+        signed = select(signing_requests.c.id).where(
+            signing_requests.c.bundle_sha256 == bundle_sha256, signing_requests.c.state == "signed"
+        )
+        with self._engine.begin() as connection:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise NotFoundError(f"no bundle {bundle_sha256[:64]!r}; see: fieldfare models bundles")
+            if connection.execute(signed).first() is None:
+                raise ConflictError(f"bundle {bundle_sha256[:12]} is not signed yet; devices take no other")
+        ref = {name: row[name] for name in BundleRef.__struct_fields__}
+        return self._ask(device, "bench", bundle=ref)
+
+    def measurements(self, artifact_sha256: str) -> list[Measurement]:
+        """What devices measured of an artifact (the inference `.tflite`), newest first."""
+        query = select(measurements).where(measurements.c.artifact_sha256 == artifact_sha256)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query.order_by(measurements.c.measured_at.desc()).limit(1000)).mappings()
+            return [to_record(row, Measurement) for row in rows]
+
+    def _ask(
+        self, device: str, kind: str, *, level: str = "", seconds: float = 0.0, bundle: dict[str, Any] | None = None
+    ) -> DeviceCommand:
         now, name = self._clock(), uuid4().hex
-        values = {"id": name, "device": device, "kind": kind, "level": level, "seconds": seconds, "created_at": now}
+        values = {"id": name, "device": device, "kind": kind, "level": level, "seconds": seconds, "bundle": bundle}
+        values |= {"created_at": now}
         with self._engine.begin() as connection:
             enrolled = devices.c.certificate_pem.is_not(None) & devices.c.revoked_at.is_(None)
             if not connection.execute(select(devices.c.name).where(devices.c.name == device, enrolled)).first():
@@ -129,12 +165,35 @@ class Commands:
             raise DeniedError(f"{device} answers a command of another device")
         if row["answered_at"] is not None:
             return
-        if len(body.content) > (limits.DIAGNOSTICS_BYTES if row["kind"] == "diagnostics" else 0):
+        if len(body.content) > _ANSWER_BYTES.get(row["kind"], 0):
             raise InvalidError(f"{device}: {len(body.content)} bytes in answer to {row['kind']}")
         values: dict[str, Any] = {"answered_at": now, "error": body.error[:500]}
-        if body.content:
+        if row["kind"] == "bench" and not body.error:
+            connection.execute(insert(measurements).values(**self._measurement(connection, row, body, now)))
+        elif body.content:
             values |= {"sha256": self._blobs.put(body.content).sha256, "size": len(body.content)}
         connection.execute(update(device_commands).where(device_commands.c.id == body.command).values(**values))
+
+    @staticmethod
+    def _measurement(connection: Connection, row: RowMapping, body: CommandReply, now: float) -> dict[str, Any]:
+        measured = codec.decode_json(body.content, Measured, limit=limits.MEASURED_BYTES)
+        numbers = msgspec.to_builtins(measured)
+        if not all(math.isfinite(value) and value >= 0 for value in numbers.values() if not isinstance(value, str)):
+            raise InvalidError(f"{row['device']}: a measurement with a number that cannot be")
+        of = row["bundle"]
+        artifact = select(variants.c.tflite_sha256).where(
+            variants.c.model == of["model"], variants.c.version == of["version"], variants.c.name == of["variant"]
+        )
+        kind = select(devices.c.hardware_class).where(devices.c.name == row["device"])
+        return {
+            "id": row["id"],
+            "device": row["device"],
+            "hardware_class": connection.execute(kind).scalar_one() or "generic",  # as the agent calls it
+            "bundle_sha256": of["sha256"],
+            "artifact_sha256": connection.execute(artifact).scalar_one(),
+            "measured": numbers,
+            "measured_at": now,
+        }
 
     @staticmethod
     def _unanswered(now: float) -> list[Any]:
@@ -148,9 +207,12 @@ def _of(device: str) -> Any:
 def _command(row: RowMapping) -> Command:
     if row["kind"] == "diagnostics":
         return Command(id=row["id"], kind="diagnostics", expires_at=row["expires_at"])
+    if row["kind"] == "bench":
+        ref = msgspec.convert(row["bundle"], BundleRef)
+        return Command(id=row["id"], kind="bench", bundle=ref, expires_at=row["expires_at"])
     level, seconds = row["level"], row["seconds"]
     return Command(id=row["id"], kind="log-level", level=level, seconds=seconds, expires_at=row["expires_at"])
 
 
 def _record(row: RowMapping) -> DeviceCommand:
-    return DeviceCommand(**{name: row[name] for name in DeviceCommand.__struct_fields__})
+    return msgspec.convert({name: row[name] for name in DeviceCommand.__struct_fields__}, DeviceCommand)

@@ -37,6 +37,12 @@ class NewLogLevel(Body):
     seconds: float
 
 
+class NewBench(Body):
+    """POST /v1/devices/NAME/bench."""
+
+    bundle_sha256: str = Field(max_length=64)
+
+
 class EnrolmentRequest(Body):
     """POST /v1/enrol; `csr` is PKCS#10 in PEM."""
 
@@ -86,6 +92,10 @@ def router(fleet: Fleet, commands: Commands) -> APIRouter:
     def diagnose(name: str) -> Response:
         return answer(commands.diagnose(name), status=201)
 
+    @routes.post("/{name}/bench")
+    def bench(name: str, body: NewBench) -> Response:
+        return answer(commands.bench(name, body.bundle_sha256), status=201)
+
     @routes.get("/{name}/commands")
     def list_commands(name: str) -> Response:
         return answer(commands.history(name))
@@ -97,6 +107,17 @@ def router(fleet: Fleet, commands: Commands) -> APIRouter:
     @routes.get("/{name}/commands/{id}/archive")
     def get_archive(name: str, id: str) -> Response:  # noqa: A002 its name in the path
         return Response(commands.archive(name, id), media_type="application/zip")
+
+    return routes
+
+
+def measurements(commands: Commands) -> APIRouter:
+    """What devices measured."""
+    routes = APIRouter(prefix="/v1/measurements", tags=["fleet"])
+
+    @routes.get("")
+    def list_measurements(artifact: str) -> Response:
+        return answer(commands.measurements(artifact))
 
     return routes
 

@@ -80,4 +80,18 @@ device_commands = Table(
     Column("error", Text, nullable=False, default=""),
     Column("sha256", String(64), nullable=True),  # blob of the archive
     Column("size", Integer, nullable=False, default=0),
+    Column("bundle", Json, nullable=True),  # contract.messages.BundleRef, of `bench`
+)
+
+# What devices measured.
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("id", String(32), primary_key=True),  # of the command
+    Column("device", String(63), nullable=False),
+    Column("hardware_class", String(63), nullable=False),
+    Column("bundle_sha256", String(64), nullable=False),
+    Column("artifact_sha256", String(64), nullable=False, index=True),
+    Column("measured", Json, nullable=False),  # contract.messages.Measured
+    Column("measured_at", Float, nullable=False),  # coordinator clock
 )

@@ -170,7 +170,8 @@ def _show(version: "Version") -> None:
     typer.echo("")
     rows: list[tuple[str, str, str]] = []
     for variant in version.variants:
-        gate = "passed" if variant.gate.passed else "; ".join(variant.gate.reasons)
+        said = ["passed"] if variant.gate.passed else variant.gate.reasons
+        gate = "; ".join([*said, *variant.gate.notes])
         shown = {name: variant.report[name] for name in _MEASURED if variant.report.get(name) is not None}
         report = ", ".join(f"{name} {value}" for name, value in _scalars(shown))
         rows.append((variant.name, gate, report))

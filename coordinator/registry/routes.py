@@ -44,6 +44,7 @@ class NewGate(Body):
 
     passed: bool
     reasons: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class NewVariant(Body):
@@ -129,7 +130,7 @@ def _add_models(routes: APIRouter, registry: Registry) -> None:
 
     @routes.post("/models/{model}/versions/{version}/variants")
     def create_variant(model: str, version: int, body: NewVariant) -> Response:
-        gate = records.Gate(passed=body.gate.passed, reasons=body.gate.reasons)
+        gate = records.Gate(**body.gate.model_dump())
         made = registry.create_variant(
             model, version, name=body.name, tflite_sha256=body.tflite_sha256, report=body.report, gate=gate
         )

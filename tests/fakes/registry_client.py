@@ -23,6 +23,7 @@ class RegistryClient:
         self.blobs = Blobs(f"file://{folder / 'blobs'}")
         self.registry = Registry(Storage(self._engine, self.blobs), self._request, root=lambda _connection: self.root)
         self.requested: list[str] = []
+        self.measured: list[records.Measurement] = []  # newest first
         self.root = b""  # the trusted metadata
 
     def _request(self, _connection: Any, *, sha256: str, **_others: Any) -> None:
@@ -54,6 +55,9 @@ class RegistryClient:
 
     def gates(self, model: str) -> Gates | None:
         return self.registry.gates(model)
+
+    def measurements(self, artifact_sha256: str) -> list[records.Measurement]:
+        return [each for each in self.measured if each.artifact_sha256 == artifact_sha256]
 
     def create_variant(self, model: str, version: int, **fields: Any) -> records.Variant:
         return self.registry.create_variant(model, version, **fields)

@@ -1,6 +1,7 @@
 """The train, compress and evaluate jobs over the real registry: what is registered, and what the bundle can do."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from securesystemslib.signer import CryptoSigner
 
 from cloud.training import job as train_job
 from compression import evaluation_job
@@ -15,6 +17,8 @@ from compression import job as compress_job
 from compression.errors import RecipeError
 from compression.report.content import Content
 from contract import bundle, tensors
+from coordinator.registry.overrides import Statement, sign
+from coordinator.signing.repository import ONLINE_ROLES, PEOPLE, Holders, first_root
 from edge_agent import training
 from edge_agent.runtime import Runtime
 from fieldfare.digits import camera, task
@@ -247,3 +251,33 @@ def test_a_variant_says_which_recipe_made_it_and_what_each_stage_did(made: Made)
     variant = next(v for v in made.client.get_version("digits", 1).variants if v.name == "pruned-clustered-int8")
     assert [stage["stage"] for stage in variant.report["recipe"]["stages"]] == ["prune", "cluster", "int8"]
     assert variant.report["records"][0]["notes"]["sparsity"] == pytest.approx(0.6, abs=0.01)
+
+
+def test_what_fails_the_model_s_gates_ships_by_a_signed_word_for_the_artifact_that_is_made_again(made: Made) -> None:
+    spec = {"model": "digits", "version": 1, "recipes": ["int8"]}
+    client, holder = made.client, CryptoSigner.generate_ed25519()
+    client.registry.set_gates("digits", {"max_bytes": 1000, "p95_us": {"nano": 500.0}})
+    try:
+        refused = made.run(compress_job, "compress-gated", spec)
+        assert (refused["chosen"], refused["bundle"]) == (None, None)
+        failed = next(each for each in client.get_version("digits", 1).variants if each.name == "float")
+        assert "1,000 are allowed" in failed.gate.reasons[0]
+        assert "nobody measured it on hardware class nano" in failed.gate.notes[0]
+        client.root = first_root({role: Holders([holder.public_key]) for role in (*PEOPLE, *ONLINE_ROLES)}, time.time())
+        statement = Statement(
+            model="digits",
+            version=1,
+            variant="float",
+            artifact_sha256=failed.tflite_sha256,
+            reasons=failed.gate.reasons,
+            reason="a field trial",
+            by="alice",
+            signed_at=time.time(),
+            expires_at=time.time() + 3600,
+        )
+        client.registry.override("digits", 1, "float", sign(statement, holder))
+        shipped = made.run(compress_job, "compress-overridden", spec)
+        assert shipped["chosen"] == "float"
+        assert made.bundle(shipped["bundle"]["sha256"]).manifest.variant == "float"
+    finally:
+        client.registry.set_gates("digits", {})

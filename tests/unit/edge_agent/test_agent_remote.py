@@ -5,23 +5,37 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contract import limits
-from contract.messages import Command, CommandReply
+from contract import codec, limits
+from contract.messages import BundleRef, Command, CommandReply, Measured
 from edge_agent import diagnostics
 from edge_agent.cli import main
 from edge_agent.config import Folder
+from edge_agent.errors import RefusedError
 from edge_agent.liveness import Stopping
 from edge_agent.remote import Remote
 from edge_agent.state import State
 from tests.fakes import agent_folder
 
 DOCTOR = [{"check": "clock", "outcome": "ok", "found": "fine", "remedy": ""}]
+
+
+MEASURED = Measured(
+    runtime="ai-edge-litert 2.3.0",
+    calls=100,
+    p50_us=10.0,
+    p95_us=12.0,
+    threads=2,
+    p50_threads_us=8.0,
+    p95_threads_us=9.0,
+    load_us=900.0,
+    peak_bytes=30_000_000,
+)
 
 
 class Stage:
@@ -37,9 +51,16 @@ class Stage:
             state=self.state,
             stopping=Stopping(),
             log=lambda: '{"message":"one"}\n',
+            bench=self.bench,
             clock=lambda: self.now,
             monotonic=lambda: self.uptime,
         )
+
+    def bench(self, ref: BundleRef, give_up: Callable[[], bool]) -> Measured:
+        assert not give_up()
+        if ref.model == "unsigned":
+            raise RefusedError("the signed metadata names no such target")
+        return MEASURED
 
     def ask(self, **fields: Any) -> None:
         whole = {"id": "c1", "kind": "log-level", "level": "debug", "seconds": 60.0, "expires_at": self.now + 60}
@@ -101,7 +122,7 @@ def test_a_command_that_comes_again_is_done_once_also_after_a_restart(stage):
     assert len(stage.work()) == 1
     again = Stage.__new__(Stage)
     again.__dict__.update(stage.__dict__)
-    again.remote = Remote(stage.folder.root, state=stage.state, stopping=Stopping(), log=str)
+    again.remote = Remote(stage.folder.root, state=stage.state, stopping=Stopping(), log=str, bench=stage.bench)
     again.ask()
     assert len(again.work()) == 1
 
@@ -195,3 +216,13 @@ def test_the_doctor_in_the_archive_is_the_real_one(tmp_path):
     found = json.loads(files(diagnostics.archive(folder.root, "", environment={}))["doctor.json"])
     assert found[0]["check"] == "configuration"
     assert {"broker", "clock", "certificate"} <= {finding["check"] for finding in found}
+
+
+@pytest.mark.parametrize(("model", "error"), [("digits", ""), ("unsigned", "the signed metadata names no such target")])
+def test_a_measurement_is_answered_as_json_or_refused_with_its_reason(stage, model, error):
+    ref = BundleRef(model=model, version=1, variant="int8", target="t", sha256="a" * 64)
+    stage.ask(kind="bench", bundle=ref)
+    (reply,) = stage.work()
+    assert reply.error == error
+    assert reply.content == (b"" if error else codec.encode_json(MEASURED))
+    assert len(reply.content) <= limits.MEASURED_BYTES
