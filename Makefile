@@ -3,18 +3,28 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TORCH := .venv-torch
+TORCH_READY := $(TORCH)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test check bench deb fuzz services lock clean help
+.PHONY: demo test check bench deb fuzz services torch-lane lock clean help
 
 help:
-	@sed -n 's/^# //p;s/^\([a-z]*\):.*## /  make \1: /p' Makefile
+	@sed -n 's/^# //p;s/^\([a-z-]*\):.*## /  make \1: /p' Makefile
 
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; Fieldfare needs Python 3.11 (PYTHON=... names another)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
+
+# litert-torch holds common packages back, so it lives beside the rest.
+$(TORCH_READY): pyproject.toml requirements-torch.lock
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-torch.lock -e '.[compression-torch]'
+	@touch $@
+
+torch-lane: $(TORCH_READY) ## set up the environment that turns torch models into .tflite (2 GB)
 
 demo: $(READY) ## run the whole loop once on this machine
 	$(BIN)/fieldfare demo
@@ -47,4 +57,4 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	  --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-report.html
+	rm -rf $(VENV) $(TORCH) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-report.html

@@ -14,6 +14,7 @@ from compression import bench, candidate, gate, recipe, shipping, source
 from compression.candidate import Candidate
 from compression.errors import ConversionError, GateError, RecipeError, UnsupportedLayerError
 from compression.gate import Gates
+from compression.lanes.torch_lane import TorchModel
 from compression.measure import Judge
 from compression.recipe import Recipe
 from compression.report.content import Content, VariantEntry
@@ -88,12 +89,13 @@ def run(context: JobContext) -> dict[str, Any]:
     if not spec.gates:
         gates = context.client.gates(spec.model) or gates
     check_data(origin, recipes)
-    context.report(0.05, "loading TensorFlow")
-    use_tensorflow()
+    check_lane(origin, spec)
+    if origin.task.framework == "keras":
+        context.report(0.05, "loading TensorFlow")
+        use_tensorflow()
     parts = sum(len(each.stages) for each in recipes) + len(recipes) + 2
     stages = _Progress(context, stages=parts + (_SEARCH_PARTS if spec.search else 0))
-    model = weights.build(origin.task, seed=0)
-    weights.put(model, origin.weights)
+    model = _model(origin)
     candidates, found = _candidates(context, spec, recipes=recipes, model=model, origin=origin, stages=stages)
     stages.begin("exporting the training signature")
     training = _training(model)
@@ -160,6 +162,27 @@ def check_data(origin: Source, recipes: list[Recipe]) -> None:
             f"recipe {training[0]!r} trains on labelled samples, and {version.model}:{version.version} comes from "
             "devices, which keep theirs; use recipes without training, for example int8"
         )
+
+
+def check_lane(origin: Source, spec: CompressSpec) -> None:
+    """What works on Keras models alone is refused before anything is made.
+
+    Raises:
+        UnsupportedLayerError: a search over a torch task.
+    """
+    if origin.task.framework == "torch" and spec.search is not None:
+        raise UnsupportedLayerError(
+            f"search works on Keras models, and {origin.task.name} is a torch task; follow recipes, for example int8"
+        )
+
+
+def _model(origin: Source) -> Any:
+    """A Keras model that holds the version's weights, or what a torch task's module is built from."""
+    if origin.task.framework == "torch":
+        return TorchModel(origin.task, origin.weights)
+    model = weights.build(origin.task, seed=0)
+    weights.put(model, origin.weights)
+    return model
 
 
 def _candidates(
@@ -292,6 +315,8 @@ class _Progress:
 
 def _training(model: Any) -> Training:
     """A model that no device can train still gets a bundle, for inference alone."""
+    if isinstance(model, TorchModel):
+        return Training(None, None, f"{model.task.name} is a torch task; training on devices needs a Keras model")
     from compression import training_export
 
     try:

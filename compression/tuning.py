@@ -13,6 +13,7 @@ import numpy as np
 from cloud.learning.backend import quiet_stderr
 from compression import checks
 from compression.errors import StageError, UnsupportedLayerError
+from compression.lanes import torch_lane
 from compression.stage import Workbench, Workpiece
 
 BATCH = 64
@@ -26,6 +27,7 @@ def tf_keras_model(piece: Workpiece, bench: Workbench) -> Any:
     Raises:
         UnsupportedLayerError: tf_keras cannot build it, or builds other weights.
     """
+    torch_lane.refuse(bench.task, "training-aware compression")
     import tf_keras
 
     tf_keras.backend.clear_session()

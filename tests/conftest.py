@@ -26,6 +26,8 @@ PROGRAMS = {
     "systemd": ("systemd-analyze", "/usr/bin/systemd-analyze"),
 }
 
+TORCH_PYTHON = Path(__file__).parents[1] / ".venv-torch" / "bin" / "python"
+
 
 def _installed(name: str, pattern: str) -> bool:
     return shutil.which(name) is not None or any(Path("/").glob(pattern.lstrip("/")))
@@ -39,6 +41,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("FIELDFARE_NO_SKIPS"):
                 pytest.fail(message, pytrace=False)
             pytest.skip(message)
+    if item.get_closest_marker("torch_lane"):
+        if not TORCH_PYTHON.exists():
+            message = "the environment with litert-torch is not there; run: make torch-lane"
+            if os.environ.get("FIELDFARE_NO_SKIPS"):
+                pytest.fail(message, pytrace=False)
+            pytest.skip(message)
+        os.environ.setdefault("FIELDFARE_TORCH_PYTHON", str(TORCH_PYTHON))
 
 
 @pytest.fixture(autouse=True)

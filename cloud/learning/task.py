@@ -1,6 +1,7 @@
 """A task: what a user writes once. A folder with `fieldfare.toml` and one Python module.
 
-The module has `build_model(keras) -> keras.Model` (logits) and `load_data(**options) -> dict` with arrays
+The module has `build_model(keras) -> keras.Model` (logits), or with `framework = "torch"` `build_model(torch) ->
+torch.nn.Module`, and `load_data(**options) -> dict` with arrays
 x (n, *input_shape) raw, y (n,) int64, device (n,) text, part (n,) text in train, validation, test. A further part
 `unlabelled` holds samples that nobody has put a class to: their y is -1, and a student learns from a teacher on them.
 Further functions `build_*(keras)` may build students.
@@ -72,6 +73,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: list[str]
     input_shape: list[int]
     module: str = "task.py"
+    framework: Literal["keras", "torch"] = "keras"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +92,7 @@ class Task:
         labels: names of the classes, in the order of the model's outputs.
         input_shape: of one raw sample.
         options: arguments of `load_data` unless the caller gives others.
+        framework: what `build_model` is given: a Keras, or torch for a `torch.nn.Module`.
     """
 
     ref: str
@@ -100,6 +103,7 @@ class Task:
     transform: TransformPlan
     training: TrainingPlan
     options: dict[str, Any]
+    framework: Literal["keras", "torch"]
     build_model: Callable[[Any], Any]
     module: ModuleType
     _load_data: Callable[..., Data]
@@ -163,6 +167,7 @@ def load_task(ref: str) -> Task:
         transform=file.transform,
         training=file.training,
         options=file.options,
+        framework=file.task.framework,
         build_model=module.build_model,
         module=module,
         _load_data=module.load_data,

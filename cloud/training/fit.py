@@ -20,7 +20,7 @@ class Fitted:
 
     Attributes:
         weights: named, in the order of the training signature.
-        metrics: overall and per device, see `measure`.
+        metrics: overall and per device, see `measured`.
     """
 
     weights: Arrays
@@ -61,17 +61,17 @@ def fit(task: Task, data: Data, x: np.ndarray, *, epochs: int, seed: int, on_epo
     last = history.history["loss"][-1]
     if not np.isfinite(last):
         raise TrainingError(f"{task.name}: the loss became {last}; lower training.learning_rate in fieldfare.toml")
-    found = measure(model, data, x)
+    found = measured(lambda given: np.asarray(model(given, training=False)), data, x)
     found["training"] = {"epochs": epochs, "loss": float(last), "samples": int(train.sum())}
     return Fitted(weights.get(model), found)
 
 
-def measure(model: Any, data: Data, x: np.ndarray) -> dict[str, Any]:
+def measured(logits_of: Callable[[np.ndarray], np.ndarray], data: Data, x: np.ndarray) -> dict[str, Any]:
     """Metrics of validation and test samples: accuracy, cross-entropy (nats), calibration error, accuracy by device.
 
     The temperature is fitted on the validation samples and used for both.
     """
-    logits = {part: np.asarray(model(x[data["part"] == part], training=False)) for part in ("validation", "test")}
+    logits = {part: logits_of(x[data["part"] == part]) for part in ("validation", "test")}
     temperature = calibration.temperature(logits["validation"], data["y"][data["part"] == "validation"])
     found: dict[str, Any] = {"temperature": temperature}
     for part, values in logits.items():

@@ -52,14 +52,17 @@ def run(context: JobContext) -> dict[str, Any]:
     transform_sha256 = context.client.put_blob(transform.encode()).sha256
     epochs = task.training.epochs if spec.epochs is None else spec.epochs
     seed = task.training.seed if spec.seed is None else spec.seed
-    context.report(0.1, "loading TensorFlow")
-    use_tensorflow()
+    context.report(0.1, f"loading {'torch' if task.framework == 'torch' else 'TensorFlow'}")
 
     def on_epoch(done: int, loss: float) -> None:
         context.report(0.2 + 0.75 * done / epochs, f"epoch {done} of {epochs}, loss {loss:.3f}")
         logger.info("epoch %d of %d: loss %.4f", done, epochs, loss)
 
-    from cloud.training.fit import fit
+    if task.framework == "torch":
+        from cloud.training.torch_fit import fit
+    else:
+        use_tensorflow()
+        from cloud.training.fit import fit
 
     x = Transform(transform).apply(data["x"])
     fitted = fit(task, data, x, epochs=epochs, seed=seed, on_epoch=on_epoch)

@@ -55,6 +55,8 @@ def export(origin: Source, path: Path) -> Exported:
     Raises:
         ConversionError: packages that are not installed, a layer that Keras cannot write, or answers that differ.
     """
+    if origin.task.framework == "torch":
+        raise ConversionError("onnx: only Keras tasks are written; a torch task has torch.onnx.export at hand")
     about = {
         "model": origin.version.model,
         "version": str(origin.version.version),

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from compression.lanes import torch_lane
 from compression.stage import Form, Stage, Workbench, Workpiece
 
 _Samples = Annotated[int, msgspec.Meta(ge=1)]
@@ -15,9 +16,11 @@ class Float(Stage, frozen=True, kw_only=True, tag="float"):
     gives: ClassVar[Form] = "artifact"
 
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
+        bench.on_stage("converting to float")
+        if isinstance(piece.model, torch_lane.TorchModel):
+            return torch_lane.convert(piece.model, "float", bench), {"by": "litert-torch"}
         from compression import convert
 
-        bench.on_stage("converting to float")
         return convert.to_float(piece.model), {}
 
 
@@ -29,6 +32,7 @@ class Float16(Stage, frozen=True, kw_only=True, tag="float16"):
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         from compression import convert
 
+        torch_lane.refuse(bench.task, "float16")
         bench.on_stage("converting to float16")
         return convert.to_float16(piece.model), {}
 
@@ -41,6 +45,7 @@ class Dynamic(Stage, frozen=True, kw_only=True, tag="dynamic"):
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         from compression import convert
 
+        torch_lane.refuse(bench.task, "dynamic")
         bench.on_stage("quantizing weights to int8")
         return convert.to_dynamic(piece.model), {}
 
@@ -59,9 +64,11 @@ class Int8(Stage, frozen=True, kw_only=True, tag="int8"):
     samples: _Samples = 200
 
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
+        bench.on_stage("quantizing to int8")
+        if isinstance(piece.model, torch_lane.TorchModel):
+            return torch_lane.convert(piece.model, "int8", bench), {"by": "litert-torch, PT2E"}
         from compression import convert
 
-        bench.on_stage("quantizing to int8")
         return convert.to_int8(piece.model, bench.train.spread(self.samples), io=self.io), {}
 
 
@@ -79,5 +86,6 @@ class Int16x8(Stage, frozen=True, kw_only=True, tag="int16x8"):
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         from compression import convert
 
+        torch_lane.refuse(bench.task, "int16x8")
         bench.on_stage("quantizing to int8 weights and int16 activations")
         return convert.to_int16x8(piece.model, bench.train.spread(self.samples)), {}
