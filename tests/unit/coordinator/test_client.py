@@ -74,6 +74,16 @@ def test_a_model_goes_in_and_comes_out_through_the_typed_client(site: Site) -> N
         assert client.bundles() == []
 
 
+def test_an_artifact_goes_in_as_a_version_through_the_typed_client(site: Site) -> None:
+    with site.serve():
+        client = site.client
+        artifact = client.put_blob(b"a tflite")
+        made = client.create_version("lamps", task="", artifact_sha256=artifact.sha256, metrics={})
+        assert (made.weights_sha256, made.artifact_sha256) == ("", artifact.sha256)
+        assert client.get_version("lamps", 1) == made
+        assert client.gates("lamps") is None
+
+
 def test_every_list_of_the_control_plane_answers(site: Site) -> None:
     with site.serve():
         client = site.client
