@@ -160,6 +160,7 @@ def task_of_samples(path: Path, labels: Sequence[str], *, seed: int = 0) -> Task
         transform=TransformPlan(),
         training=TrainingPlan(),
         options={},
+        framework="keras",
         build_model=none,
         module=ModuleType(path.stem),
         _load_data=lambda: data,
