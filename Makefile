@@ -39,7 +39,7 @@ check: $(READY) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
-	@status=0; for name in agent demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
+	@status=0; for name in agent compression demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
 
 deb: $(READY) ## build the agent's Debian package into dist/
 	$(BIN)/python packaging/build_deb.py
