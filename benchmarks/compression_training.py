@@ -102,7 +102,7 @@ def _torch_model(name: str) -> Any:
         nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
     ]  # fmt: skip
-    head = [nn.Linear(784, 10)] if name == SMALL else [nn.Linear(3136, 64), nn.ReLU(), nn.Linear(64, 10)]
+    head = [nn.Linear(784, 10)] if name == SMALL else [nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10)]
     return nn.Sequential(*body, *head)
 
 

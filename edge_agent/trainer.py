@@ -19,7 +19,7 @@ from contract.bundle import Bundle
 from contract.errors import ContractError
 from contract.messages import BlobRef, Instruction, RoundReply
 from contract.profile import count
-from edge_agent import samples, samplestore, slots, training
+from edge_agent import lean, samples, samplestore, slots, training
 from edge_agent.errors import AgentError, SampleError, TrainingError
 from edge_agent.files import write_atomically
 from edge_agent.runtime import softmax
@@ -85,6 +85,8 @@ def carry_out(
     y = _labels(local, len(bundle.manifest.labels))
     x = bundle.transform.apply(local.x)
     runtime = training.TrainingRuntime(bundle.files["training"], spec, job.options)
+    del local  # the transformed samples are enough
+    lean.settle()  # steps need memory; what loading left behind would stand beside it
     if instruction.kind == "evaluate":
         return _evaluate(instruction, bundle, training.infer(runtime, start, x), x, y), b""
     result = training.train(
