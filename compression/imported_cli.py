@@ -91,7 +91,10 @@ def _task(ref: str, samples: Path | None, labels: str) -> "Task":
 
 def _read(file: Path) -> bytes:
     from compression.errors import ArtifactError
+    from compression.lanes import onnx
 
+    if file.suffix == ".onnx":
+        raise ArtifactError(onnx.no_way_in(str(file)))
     try:
         return file.read_bytes()
     except OSError as error:

@@ -8,6 +8,7 @@ import msgspec
 
 from compression import gate, recipe
 from compression.errors import RecipeError
+from compression.lanes import onnx
 from compression.report.content import Content
 from compression.search import budget
 from coordinator.client import Client
@@ -55,8 +56,10 @@ def model_version(client: Client, named: str) -> tuple[str, int]:
     """Name and number of MODEL:VERSION; without a version, the newest.
 
     Raises:
-        RecipeError: no such model, or no number.
+        RecipeError: no such model, no number, or an ONNX file in place of a model.
     """
+    if named.endswith(".onnx"):
+        raise RecipeError(onnx.no_way_in(named))
     model, _, number = named.partition(":")
     if number and not number.isdigit():
         raise RecipeError(f"{named}: give MODEL:VERSION, for example {model}:1")

@@ -1,7 +1,7 @@
 """ONNX out, for servers: a version as `.onnx` with a free batch, checked in onnxruntime before it is given away.
 
-Keras writes ONNX by torch, and its backend is chosen once a process: a child does it
-(`python -m compression.lanes.onnx_child FOLDER`). Weights and samples travel as safetensors.
+torch's exporter writes a torch task's module, and Keras' model on the torch backend, which is chosen once a process: a
+child does it (`python -m compression.lanes.onnx_child FOLDER`). Weights and samples travel as safetensors.
 """
 
 import os
@@ -33,7 +33,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         bytes: of the file; `opset` of ONNX's operators.
-        largest_difference: of a logit, Keras' model beside onnxruntime, relative to the largest logit.
+        largest_difference: of a logit, the model beside onnxruntime, relative to the largest logit.
         samples: that it was checked on.
         accuracy: of the file on them, in onnxruntime.
     """
@@ -53,10 +53,9 @@ def export(origin: Source, path: Path) -> Exported:
         path: of the file.
 
     Raises:
-        ConversionError: packages that are not installed, a layer that Keras cannot write, or answers that differ.
+        ConversionError: packages that are not installed, a layer that cannot be written, a batch that is fixed,
+            or answers that differ.
     """
-    if origin.task.framework == "torch":
-        raise ConversionError("onnx: only Keras tasks are written; a torch task has torch.onnx.export at hand")
     about = {
         "model": origin.version.model,
         "version": str(origin.version.version),
@@ -66,7 +65,7 @@ def export(origin: Source, path: Path) -> Exported:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / REQUEST).write_bytes(msgspec.json.encode(Request(origin.version.task or origin.task.ref, about)))
+        (folder / REQUEST).write_bytes(msgspec.json.encode(Request(origin.task.ref, about)))
         (folder / WEIGHTS).write_bytes(tensors.dump(origin.weights))
         shown = origin.validation
         (folder / SHOWN).write_bytes(tensors.dump({"x": shown.x[:SAMPLES], "y": shown.y[:SAMPLES]}))
@@ -81,3 +80,11 @@ def export(origin: Source, path: Path) -> Exported:
         part.write_bytes((folder / MODEL).read_bytes())
         part.replace(path)
     return answer
+
+
+def no_way_in(name: str) -> str:
+    """Why an ONNX file becomes no `.tflite`, and what to bring instead."""
+    return (
+        f"{name}: no converter from ONNX to TFLite works with today's operators and packages; bring the model as a "
+        "Keras or torch task, or as a .tflite"
+    )

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from cloud.errors import TaskError
-from cloud.learning import torch_model
+from cloud.learning import metrics, torch_model
 from cloud.learning.task import load_task
 from cloud.training import job as train_job
 from compression import job as compress_job
+from compression import source
 from compression.errors import ConversionError, UnsupportedLayerError
-from compression.lanes import torch_lane
+from compression.lanes import onnx, torch_lane
+from compression.measure import Judge
 from compression.stage import Samples, Workbench
 from contract import bundle, tensors
 from edge_agent.runtime import Runtime
@@ -75,6 +78,28 @@ def test_a_torch_version_becomes_measured_variants_and_a_bundle_for_inference(ma
     assert content.manifest.training is None
     logits = Runtime(content.files["inference"]).logits(content.transform.apply(content.golden["x"]))
     assert np.abs(logits - content.golden["logits"]).max() <= content.manifest.golden_tolerance
+
+
+@pytest.mark.torch_lane
+def test_module_float_int8_and_onnx_are_as_accurate_on_the_same_samples(made: Made) -> None:
+    origin = source.load(made.client, "digits", 1)  # type: ignore[arg-type]  # the registry, without HTTP
+    bench = Workbench(
+        origin.task,
+        origin.weights,
+        Samples(origin.train.x, origin.train.y),
+        Samples(origin.validation.x, origin.validation.y),
+    )
+    model = torch_lane.TorchModel(origin.task, origin.weights)
+    floats = torch_lane.convert(model, "float", bench)
+    judge = Judge(origin, floats)
+    module = made.client.get_version("digits", 1).metrics["validation"]["accuracy"]
+    assert judge.validation(floats).validation_accuracy == pytest.approx(module, abs=1 / len(origin.validation.y))
+    assert judge.validation(torch_lane.convert(model, "int8", bench)).drop <= 0.02
+    onnx.export(origin, made.folder / "m.onnx")
+    session = onnxruntime.InferenceSession(made.folder / "m.onnx", providers=["CPUExecutionProvider"])
+    answers = session.run(["logits"], {"x": origin.validation.x})[0]
+    np.testing.assert_allclose(answers, judge.logits(floats, origin.validation), rtol=1e-3, atol=1e-3)
+    assert metrics.accuracy(answers, origin.validation.y) == pytest.approx(module, abs=1 / len(origin.validation.y))
 
 
 @pytest.mark.torch_lane
