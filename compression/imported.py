@@ -142,7 +142,9 @@ def task_of_samples(path: Path, labels: Sequence[str], *, seed: int = 0) -> Task
         found = tensors.load(path.read_bytes())
     except (OSError, TensorError) as error:
         raise RecipeError(f"{path}: cannot be read as safetensors: {error}") from error
-    if set(found) != {"x", "y"} or len(found["x"]) != len(found["y"]) or len(found["y"]) < len(PARTS):
+    if set(found) != {"x", "y"} or not all(array.ndim for array in found.values()) or found["y"].dtype.kind not in "iu":
+        raise RecipeError(f"{path}: needs tensors `x` (n, *input) and `y` (n,) of integers, and nothing else")
+    if len(found["x"]) != len(found["y"]) or len(found["y"]) < len(PARTS):
         raise RecipeError(f"{path}: needs tensors `x` and `y` of one length, and at least {len(PARTS)} samples")
     count = len(found["y"])
     part = np.array(PARTS)[np.random.default_rng(seed).permutation(count) % len(PARTS)]

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from cloud.errors import CloudError
 from compression.errors import CompressionError, RecipeError, StageError
 from compression.stage import Record, Stage, Workbench, Workpiece
 from compression.stages.clustering import Cluster
@@ -22,6 +23,7 @@ from compression.stages.post_training import Dynamic, Float, Float16, Int8, Int1
 from compression.stages.pruning import Prune
 from compression.stages.qat import FineTune, Qat
 from compression.stages.shrinking import FilterPrune, Width
+from contract.errors import ContractError
 
 _PostTraining = Float | Float16 | Dynamic | Int8 | Int16x8 | Mixed | WeightOnly | EdgeDynamic | EdgeStatic
 AnyStage = _PostTraining | Prune | Cluster | Qat | FineTune | FilterPrune | Width | LowRank | Distill
@@ -66,7 +68,7 @@ def load(ref: str) -> Recipe:
         RecipeError: neither, or one that makes no sense.
     """
     path = Path(ref)
-    if path.suffix == ".toml" or path.exists():
+    if ref not in ready_names() and (path.suffix == ".toml" or path.is_file()):
         try:
             return parse(path.read_text(), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -98,7 +100,7 @@ def from_fields(fields: Any, where: str) -> Recipe:
     listed = fields.get("stages", []) if isinstance(fields, dict) else []
     for index, entry in enumerate(listed if isinstance(listed, list) else []):
         given = entry.get("stage") if isinstance(entry, dict) else None
-        if given not in stage_classes():
+        if not isinstance(given, str) or given not in stage_classes():
             near = difflib.get_close_matches(str(given), stage_classes(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(stage_classes()))}"
             raise RecipeError(f"{where}: stages[{index}]: unknown stage {given!r}{hint}")
@@ -155,7 +157,7 @@ def run_stage(stage: Stage, piece: Workpiece, bench: Workbench) -> Workpiece:
     begun = time.monotonic()
     try:
         made, notes = stage.run(piece, bench)
-    except CompressionError:
+    except (CompressionError, CloudError, ContractError):
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:300]

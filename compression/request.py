@@ -61,7 +61,7 @@ def model_version(client: Client, named: str) -> tuple[str, int]:
     if named.endswith(".onnx"):
         raise RecipeError(onnx.no_way_in(named))
     model, _, number = named.partition(":")
-    if number and not number.isdigit():
+    if number and not number.isdecimal():
         raise RecipeError(f"{named}: give MODEL:VERSION, for example {model}:1")
     if number:
         return model, int(number)

@@ -43,14 +43,14 @@ class TorchModel:
     weights: Arrays
 
 
-def convert(model: TorchModel, form: Literal["float", "int8"], bench: Workbench) -> bytes:
+def convert(model: TorchModel, form: Literal["float", "int8"], bench: Workbench, *, samples: int = SAMPLES) -> bytes:
     """A `.tflite` with batch size 1: float, or int8 weights, activations, input and output by PT2E.
 
     Raises:
         RecipeError: representative samples that make no sense.
         ConversionError: litert-torch is not installed, or refuses the module.
     """
-    shown = checks.representative(bench.train.x, bench.train.x.shape[1:])[:SAMPLES]
+    shown = checks.representative(bench.train.spread(samples), bench.train.x.shape[1:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / REQUEST).write_bytes(msgspec.json.encode(Request(model.task.ref, form)))

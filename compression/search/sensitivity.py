@@ -96,10 +96,11 @@ def measure(model: Any, samples: Samples, *, on_stage: OnStage = lambda _phrase:
 
     Args:
         model: Keras 3 or tf_keras; its weights are changed and put back.
-        samples: validation samples; the first `SAMPLES` are used.
+        samples: validation samples; `SAMPLES` of them are used, evenly spaced.
         on_stage: hears which layer is looked at.
     """
-    x, y = samples.x[:SAMPLES], samples.y[:SAMPLES]
+    rows = np.linspace(0, len(samples.y) - 1, min(SAMPLES, len(samples.y))).astype(int)
+    x, y = samples.x[rows], samples.y[rows]
     base = model.predict(x, batch_size=256, verbose=0)
     right = float((base.argmax(axis=1) == y).mean())
     found = []

@@ -66,7 +66,9 @@ class Int8(Stage, frozen=True, kw_only=True, tag="int8"):
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         bench.on_stage("quantizing to int8")
         if isinstance(piece.model, torch_lane.TorchModel):
-            return torch_lane.convert(piece.model, "int8", bench), {"by": "litert-torch, PT2E"}
+            if self.io != "int8":
+                torch_lane.refuse(bench.task, 'io = "float" of int8')
+            return torch_lane.convert(piece.model, "int8", bench, samples=self.samples), {"by": "litert-torch, PT2E"}
         from compression import convert
 
         return convert.to_int8(piece.model, bench.train.spread(self.samples), io=self.io), {}

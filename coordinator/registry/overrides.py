@@ -114,7 +114,7 @@ def check_covers(statement: Statement, variant: records.Variant) -> None:
 
 def _kind(reason: str) -> str:
     """A reason without its figures: a latency that is measured again is never quite the same."""
-    return re.sub(r"\d[\d.,e+-]*", "#", reason)
+    return re.sub(r"(?<![\w.'-])-?\d[\d.,]*(?:e[+-]?\d+)?(?![\w'-])", "#", reason)
 
 
 def register(

@@ -211,7 +211,8 @@ class Registry:
     ) -> records.Variant:
         """Register a compressed artifact with its measured report.
 
-        Until a bundle holds it, a variant may be registered again (a compression that was killed starts anew).
+        A variant may be registered again, when it was measured anew for example; once a bundle holds it, with the same
+        artifact.
 
         Raises:
             NotFoundError: no such version.
@@ -224,9 +225,8 @@ class Registry:
             take_turns(connection, _TURN)
             whole = self._version(connection, model, version)
             old = {variant.name: variant for variant in whole.variants}.get(name)
-            if old is not None and any(made.variant == name for made in whole.bundles):
-                if old.tflite_sha256 == tflite_sha256:
-                    return old
+            bundled = any(made.variant == name for made in whole.bundles)
+            if old is not None and bundled and old.tflite_sha256 != tflite_sha256:
                 raise ConflictError(f"{model}:{version} {name} is in a bundle already, with another artifact")
             new = records.Variant(
                 model=model,

@@ -69,7 +69,7 @@ def test_the_choice_is_the_smallest_that_may_ship(found: dict[str, Report], max_
         ({"max_drop": 0.05, "min_worst_device": 0.75}, "answers device 'meter-1' rightly in 70.0 %, 75.0 % are needed"),
         (
             {"max_drop": 0.05, "p95_us": {"nano": 1.0}, "require_measurement": True},
-            "was not measured on hardware class nano; see: fieldfare compress bench",
+            "was not measured on hardware class nano; run: fieldfare compress bench BUNDLE --on DEVICE",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_labelled_samples_do_in_place_of_a_task(client: Client, artifact: bytes,
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros((5, 2), np.float32)}, "needs tensors `x` and `y`"),
+        ({"x": np.zeros((5, 2), np.float32)}, "needs tensors `x`"),
         ({"x": np.zeros((5, 2), np.float32), "y": np.zeros(4, np.int64)}, "of one length"),
         ({"x": np.zeros((2, 2), np.float32), "y": np.zeros(2, np.int64)}, "at least 3 samples"),
     ],

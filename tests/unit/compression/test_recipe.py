@@ -23,6 +23,7 @@ def test_every_ready_recipe_can_be_loaded_under_its_own_name(name: str) -> None:
         (text('stage = "prun"'), r"r.toml: stages\[0\]: unknown stage 'prun'; did you mean 'prune'"),
         (text('stage = "zzz"'), "unknown stage 'zzz'; there are .*cluster"),
         (text("sparsity = 0.5"), "unknown stage None"),
+        (text('stage = ["int8"]'), r"unknown stage \['int8'\]"),
         (text('stage = "prune"\nsparsty = 0.5', 'stage = "int8"'), r"sparsty.*stages\[0\]"),
         (text('stage = "prune"\nsparsity = 1.5', 'stage = "int8"'), r"`float` < 1.*stages\[0\].sparsity"),
         (text('stage = "prune"'), "the last stage must give an artifact"),

@@ -169,13 +169,17 @@ def test_parts_that_do_not_agree_make_no_bundle(site: Site) -> None:
     assert site.asked == []
 
 
-def test_a_variant_may_be_measured_again_until_a_bundle_holds_it(site: Site) -> None:
+def test_a_variant_may_be_measured_again_and_its_artifact_stays_once_a_bundle_holds_it(site: Site) -> None:
     site.version()
     site.variant(b"first try")
     second = site.variant(b"tflite")
     assert site.registry.version("m", 1).variants == [second]
     site.registry.create_bundle("m", 1, "int8", site.recipe())
-    assert site.variant(b"tflite") == second
+    again = site.variant(b"tflite", gate=Gate(passed=False, reasons=["is slow there"]))
+    assert (again.tflite_sha256, again.gate.passed) == (second.tflite_sha256, False)
+    assert site.registry.version("m", 1).variants == [again]  # a bundle is refused from now on
+    with pytest.raises(ConflictError, match="is slow there"):
+        site.registry.create_bundle("m", 1, "int8", site.recipe())
     with pytest.raises(ConflictError):
         site.variant(b"third try")
 

@@ -166,3 +166,25 @@ def test_a_model_keeps_its_gates_and_refuses_one_that_is_misspelt(site: Site) ->
         site.registry.set_gates("n", {})
     with pytest.raises(NotFoundError):
         site.registry.gates("n")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("takes 5 us (p95) on pi-4, 2 are allowed", "takes 5.25 us (p95) on pi-4, 2 are allowed", True),
+        ("takes 5 us (p95) on pi-4, 2 are allowed", "takes 90,000 us (p95) on pi-5, 2 are allowed", False),
+        ("takes 5 us (p95) on rk3588, 2 are allowed", "takes 5 us (p95) on rk3566, 2 are allowed", False),
+        (
+            "answers class '3' rightly in 80.0 %, 85.0 % are needed",
+            "answers class '7' rightly in 80.0 %, 85.0 % are needed",
+            False,
+        ),
+        (
+            "loses 3.1 points of validation accuracy, 2 are allowed",
+            "loses -1e-05 points of validation accuracy, 2 are allowed",
+            True,
+        ),
+    ],
+)
+def test_figures_are_left_out_of_a_reason_and_names_are_not(one: str, other: str, alike: bool) -> None:
+    assert (overrides._kind(one) == overrides._kind(other)) is alike
