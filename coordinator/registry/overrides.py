@@ -1,7 +1,8 @@
 """Signed overrides: a holder of a `targets` key says that a variant may ship although it failed its gate.
 
-A coordinator that was broken into cannot ship what failed: it has no such key, and each statement is verified again
-against the newest root whenever a bundle is made from it.
+A coordinator that was broken into cannot forge such a word: it has no such key, and each statement is verified again
+against the newest root whenever a bundle is made from it. The verdict itself is what a job reported under gates that an
+operator may set: whoever holds the operator's token can loosen those, and then no word is asked for.
 """
 
 import hashlib
