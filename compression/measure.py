@@ -6,7 +6,6 @@ that are kept.
 
 import gzip
 import os
-import time
 
 import msgspec
 import numpy as np
@@ -16,13 +15,10 @@ from cloud.learning import calibration, metrics
 from compression import arena, intervals
 from compression.errors import ArtifactError
 from compression.source import Part, Source
+from edge_agent import runtime
 from edge_agent.errors import RuntimeModelError
 from edge_agent.runtime import Runtime
 from edge_agent.runtime_backend import RuntimeOptions
-
-WARM_UP = 20
-TIMED = 300  # calls, in `ROUNDS` of equal length
-ROUNDS = 3
 
 
 class Worst(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,29 +201,16 @@ def sizes(content: bytes) -> Sizes:
     )
 
 
-def latency(content: bytes, x: np.ndarray, *, threads: int = 1, calls: int = TIMED) -> Latency:
-    """Time single inferences on this machine: the best of some rounds, so that a neighbour's work counts less.
+def latency(content: bytes, x: np.ndarray, *, threads: int = 1) -> Latency:
+    """Time single inferences on this machine, as a device does when it is asked to.
 
     Args:
         content: the `.tflite`.
         x: model input, float32; its samples are used in turn.
         threads: of the runtime.
-        calls: timed inferences, after `WARM_UP` that are not.
     """
-    runtime = Runtime(content, RuntimeOptions(threads=threads))
-    quantize = runtime.quantizer()
-    rounds = []
-    for number in range(ROUNDS):
-        seconds = []
-        for call in range((WARM_UP if number == 0 else 0) + calls // ROUNDS):
-            sample = x[call % len(x)][None]
-            begun = time.perf_counter_ns()
-            runtime.run(quantize(sample))
-            seconds.append(time.perf_counter_ns() - begun)
-        timed = np.asarray(seconds[-(calls // ROUNDS) :]) / 1000
-        rounds.append((float(np.percentile(timed, 50)), float(np.percentile(timed, 95))))
-    p50, p95 = min(rounds)
-    return Latency(p50_us=p50, p95_us=p95)
+    taken = runtime.latency(Runtime(content, RuntimeOptions(threads=threads)), x) / 1000
+    return Latency(p50_us=float(np.percentile(taken, 50)), p95_us=float(np.percentile(taken, 95)))
 
 
 def output_step(content: bytes) -> float:

@@ -18,14 +18,11 @@ from contract.messages import BlobRef, BundleRef, Measured
 from edge_agent import selftest
 from edge_agent.config import Config
 from edge_agent.errors import AgentError, RefusedError, RuntimeModelError
-from edge_agent.runtime import Runtime
+from edge_agent.runtime import Runtime, latency
 from edge_agent.runtime_backend import inference_options, runtime_version
 from edge_agent.slots import Slots, parse
 from edge_agent.state import State
 from edge_agent.trust import Target
-
-WARM_UP, CALLS, ROUNDS = 20, 300, 3
-_LONGEST_S = 15.0  # of one series; a large model is called less often
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,35 +116,6 @@ class Bench:
         if answer.measured is None:
             raise RefusedError(answer.refusal or "nothing was measured")
         return answer.measured
-
-
-def latency(runtime: Runtime, x: np.ndarray, *, calls: int = CALLS, longest_s: float = _LONGEST_S) -> np.ndarray:
-    """Time single inferences: the best of some rounds, so that a neighbour's work counts less.
-
-    Args:
-        runtime: of the model.
-        x: model input, float32; its samples are used in turn.
-        calls: timed inferences, after `WARM_UP` that are not.
-        longest_s: where so long has passed no further round begins, and a round ends.
-
-    Returns: nanoseconds of each call of the best round.
-    """
-    quantize, ended = runtime.quantizer(), time.monotonic() + longest_s
-    rounds: list[np.ndarray] = []
-    for number in range(ROUNDS):
-        taken: list[int] = []
-        skipped = WARM_UP if number == 0 else 0
-        for call in range(skipped + max(1, calls // ROUNDS)):
-            sample = x[call % len(x)][None]
-            begun = time.perf_counter_ns()
-            runtime.run(quantize(sample))
-            taken.append(time.perf_counter_ns() - begun)
-            if time.monotonic() > ended:
-                break
-        rounds.append(np.asarray(taken[skipped:] or taken))
-        if time.monotonic() > ended:
-            break
-    return min(rounds, key=lambda each: float(np.median(each)))
 
 
 def attempt(task: selftest.Task) -> Answer:

@@ -1,6 +1,7 @@
 """Inference with LiteRT alone: the same few lines measure a variant in the cloud and serve it on the device."""
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,10 @@ import numpy as np
 
 from edge_agent.errors import RuntimeModelError
 from edge_agent.runtime_backend import RuntimeOptions, interpreter
+
+TIMED_CALLS = 300  # of a series, in `_ROUNDS`
+_WARM_UP, _ROUNDS = 20, 3
+_LONGEST_S = 15.0  # of one series; a large model is called less often
 
 
 class Runtime:
@@ -163,6 +168,35 @@ def _dequantize(raw: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     if raw.dtype.kind == "f" or not scale:
         return raw.astype(np.float32)
     return (raw.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def latency(runtime: Runtime, x: np.ndarray, *, calls: int = TIMED_CALLS, longest_s: float = _LONGEST_S) -> np.ndarray:
+    """Time single inferences: the best of some rounds, so that a neighbour's work counts less.
+
+    Args:
+        runtime: of the model.
+        x: model input, float32; its samples are used in turn.
+        calls: timed inferences, after some that are not.
+        longest_s: where so long has passed no further round begins, and a round ends.
+
+    Returns: nanoseconds of each call of the best round.
+    """
+    quantize, ended = runtime.quantizer(), time.monotonic() + longest_s
+    rounds: list[np.ndarray] = []
+    for number in range(_ROUNDS):
+        taken: list[int] = []
+        skipped = _WARM_UP if number == 0 else 0
+        for call in range(skipped + max(1, calls // _ROUNDS)):
+            sample = x[call % len(x)][None]
+            begun = time.perf_counter_ns()
+            runtime.run(quantize(sample))
+            taken.append(time.perf_counter_ns() - begun)
+            if time.monotonic() > ended:
+                break
+        rounds.append(np.asarray(taken[skipped:] or taken))
+        if time.monotonic() > ended:
+            break
+    return min(rounds, key=lambda each: float(np.median(each)))
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
