@@ -3,11 +3,15 @@
 Times are seconds since the epoch on the coordinator's clock.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
 
 from contract.messages import BundleRef, Measured
+
+_FIGURES = re.compile(r"(?<![\w.'-])-?\d[\d.,]*(?:e[+-]?\d+)?(?![\w'-])")
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +43,17 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
 
 
-class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """A signed word that a variant may ship although it failed: see `coordinator.registry.overrides.Statement`.
+class OverrideTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a signed override says.
 
     Attributes:
-        keyid: of the key that signed.
-        in_force: whether it holds now: not expired, and the root still lists its key.
+        artifact_sha256: the `.tflite`; another artifact of the same name is not covered.
+        reasons: of the gate, which are overridden; a reason that is none of them is not covered.
+        reason: why, in the words of who signs.
+        by: who signs, in their own words; the key is what counts.
+        signed_at, expires_at: seconds since the epoch.
     """
 
-    keyid: str
-    in_force: bool
     model: str
     version: int
     variant: str
@@ -58,6 +63,26 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     signed_at: float
     expires_at: float
+
+    def unnamed(self, reasons: Iterable[str]) -> list[str]:
+        """Those of a gate's reasons that this does not speak of, whatever their figures.
+
+        A latency that is measured again is never quite the same; digits within names (`pi-4`, `'7'`) count.
+        """
+        named = {_FIGURES.sub("#", reason) for reason in self.reasons}
+        return [reason for reason in reasons if _FIGURES.sub("#", reason) not in named]
+
+
+class Override(OverrideTerms, frozen=True, kw_only=True):
+    """A signed word that a variant may ship although it failed: see `coordinator.registry.overrides`.
+
+    Attributes:
+        keyid: of the key that signed.
+        in_force: whether it holds now: not expired, and the root still lists its key.
+    """
+
+    keyid: str
+    in_force: bool
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):

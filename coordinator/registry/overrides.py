@@ -6,7 +6,6 @@ operator may set: whoever holds the operator's token can loosen those, and then 
 """
 
 import hashlib
-import re
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -28,26 +27,8 @@ _AHEAD_S = 600.0  # that the clock of who signs may be ahead
 _ROLE = "targets"
 
 
-class Statement(msgspec.Struct, frozen=True, kw_only=True, tag_field="_type", tag="fieldfare-gate-override"):
-    """What is signed: canonical JSON whose `_type` keeps it apart from TUF metadata under the same key.
-
-    Attributes:
-        artifact_sha256: the `.tflite`; another artifact of the same name is not covered.
-        reasons: of the gate, which are overridden; a reason that is none of them is not covered.
-        reason: why, in the words of who signs.
-        by: who signs, in their own words; the key is what counts.
-        signed_at, expires_at: seconds since the epoch.
-    """
-
-    model: str
-    version: int
-    variant: str
-    artifact_sha256: str
-    reasons: list[str]
-    reason: str
-    by: str
-    signed_at: float
-    expires_at: float
+class Statement(records.OverrideTerms, frozen=True, kw_only=True, tag_field="_type", tag="fieldfare-gate-override"):
+    """What is signed: canonical JSON whose `_type` keeps it apart from TUF metadata under the same key."""
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,16 +87,9 @@ def check_covers(statement: Statement, variant: records.Variant) -> None:
     asked = (statement.model, statement.version, statement.variant, statement.artifact_sha256)
     if asked != (variant.model, variant.version, variant.name, variant.tflite_sha256):
         raise ConflictError(f"the override is for another artifact than {name} {variant.tflite_sha256[:12]}")
-    missing = {_kind(each): each for each in variant.gate.reasons}
-    for covered in statement.reasons:
-        missing.pop(_kind(covered), None)
+    missing = statement.unnamed(variant.gate.reasons)
     if missing:
-        raise ConflictError(f"{name}: the override does not speak of: {'; '.join(missing.values())}")
-
-
-def _kind(reason: str) -> str:
-    """A reason without its figures: a latency that is measured again is never quite the same."""
-    return re.sub(r"(?<![\w.'-])-?\d[\d.,]*(?:e[+-]?\d+)?(?![\w'-])", "#", reason)
+        raise ConflictError(f"{name}: the override does not speak of: {'; '.join(missing)}")
 
 
 def register(

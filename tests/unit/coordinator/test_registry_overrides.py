@@ -9,7 +9,7 @@ from securesystemslib.signer import CryptoSigner
 from sqlalchemy import update
 
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
-from coordinator.records import Gate, Variant
+from coordinator.records import Gate, OverrideTerms, Variant
 from coordinator.registry import overrides
 from coordinator.registry.overrides import Signed, Statement
 from coordinator.registry.tables import gate_overrides
@@ -187,4 +187,15 @@ def test_a_model_keeps_its_gates_and_refuses_one_that_is_misspelt(site: Site) ->
     ],
 )
 def test_figures_are_left_out_of_a_reason_and_names_are_not(one: str, other: str, alike: bool) -> None:
-    assert (overrides._kind(one) == overrides._kind(other)) is alike
+    terms = OverrideTerms(
+        model="m",
+        version=1,
+        variant="int8",
+        artifact_sha256="a" * 64,
+        reasons=[one],
+        reason="",
+        by="",
+        signed_at=0.0,
+        expires_at=1.0,
+    )
+    assert terms.unnamed([other]) == ([] if alike else [other])
