@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-import msgspec
-
-from contract.messages import BlobRef
-from contract.training import TrainingSpec
 from coordinator import config, records
 from coordinator.errors import InvalidError
+from coordinator.fleet_calls import FleetCalls
 from coordinator.records import (
     FINISHED,
     Alert,
@@ -41,7 +38,8 @@ from coordinator.records import (
 from coordinator.registry.gates import Gates
 from coordinator.registry.gates import from_fields as gates_from_fields
 from coordinator.registry.gates import from_toml as gates_from_toml
-from coordinator.transport import RETRY_S, ClientError, Transport, UnreachableError, decode
+from coordinator.registry_calls import RegistryCalls
+from coordinator.transport import RETRY_S, ClientError, UnreachableError
 
 __all__ = [
     "FINISHED",
@@ -109,7 +107,7 @@ class JobContext:
     report: Callable[[float, str], None]
 
 
-class Client(Transport):
+class Client(RegistryCalls, FleetCalls):
     """Every route of the API as a method; close it, or use `with`."""
 
     @classmethod
@@ -148,133 +146,6 @@ class Client(Transport):
     def metrics(self) -> str:
         """Prometheus text."""
         return self.send("GET", "/metrics").text
-
-    # registry
-
-    def put_blob(self, data: bytes) -> BlobRef:
-        """Store bytes by content; safe to repeat."""
-        headers = {"Content-Type": "application/octet-stream"}
-        return decode(self.send("POST", "/v1/blobs", content=data, headers=headers, repeat=True), BlobRef)
-
-    def get_blob(self, sha256: str) -> bytes:
-        """Bytes of a blob."""
-        return self.send("GET", f"/v1/blobs/{sha256}").content
-
-    def create_snapshot(self, *, task: str, manifest: Mapping[str, Any]) -> Snapshot:
-        """Register a data snapshot; the blobs named under `files` must be there. Safe to repeat."""
-        return self.post("/v1/snapshots", Snapshot, {"task": task, "manifest": manifest}, repeat=True)
-
-    def snapshots(self) -> list[Snapshot]:
-        """All snapshots, newest first."""
-        return self.get("/v1/snapshots", list[Snapshot])
-
-    def models(self) -> list[Model]:
-        """All models with their versions."""
-        return self.get("/v1/models", list[Model])
-
-    def create_version(
-        self,
-        model: str,
-        *,
-        task: str,
-        metrics: Mapping[str, Any],
-        weights_sha256: str = "",
-        artifact_sha256: str | None = None,
-        snapshot_sha256: str | None = None,
-        parents: Sequence[int] = (),
-        run: str | None = None,
-        job: str | None = None,
-        reference_sha256: str | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> Version:
-        """Register a version; its number comes from the registry. Fields as in `Version`.
-
-        Safe to repeat: a job or a run makes one version of a model, and gets the one it made when it asks again;
-        without either, the same weights, snapshot and parents are the same version, or the same artifact.
-        """
-        body = {
-            "task": task,
-            "weights_sha256": weights_sha256,
-            "artifact_sha256": artifact_sha256,
-            "metrics": metrics,
-            "snapshot_sha256": snapshot_sha256,
-            "parents": parents,
-            "run": run,
-            "job": job,
-            "reference_sha256": reference_sha256,
-            "details": details or {},
-        }
-        return self.post(f"/v1/models/{model}/versions", Version, body, repeat=True)
-
-    def get_version(self, model: str, version: int) -> Version:
-        """One version with its variants and bundles."""
-        return self.get(f"/v1/models/{model}/versions/{version}", Version)
-
-    def create_variant(
-        self, model: str, version: int, *, name: str, tflite_sha256: str, report: Mapping[str, Any], gate: Gate
-    ) -> Variant:
-        """Register a variant. Until a bundle holds it, asking again replaces it (a compression that was killed)."""
-        body = {"name": name, "tflite_sha256": tflite_sha256, "report": report, "gate": msgspec.to_builtins(gate)}
-        return self.post(f"/v1/models/{model}/versions/{version}/variants", Variant, body, repeat=True)
-
-    def gates(self, model: str) -> Gates | None:
-        """What a model's variants must hold where a job does not say; None where nobody set it."""
-        return self.get(f"/v1/models/{model}/gates", Gates | None)  # type: ignore[arg-type]  # a union is no class
-
-    def set_gates(self, model: str, gates: Gates) -> Gates:
-        """Keep what a model's variants must hold from now on."""
-        return self.post(f"/v1/models/{model}/gates", Gates, msgspec.to_builtins(gates), repeat=True)
-
-    def override(
-        self, model: str, version: int, variant: str, *, statement: str, keyid: str, signature: str
-    ) -> Override:
-        """Hand in a signed override of a variant's gate: `coordinator.registry.overrides.sign` makes one."""
-        body = {"statement": statement, "keyid": keyid, "signature": signature}
-        return self.post(
-            f"/v1/models/{model}/versions/{version}/variants/{variant}/overrides", Override, body, repeat=True
-        )
-
-    def create_bundle(
-        self,
-        model: str,
-        version: int,
-        variant: str,
-        *,
-        parts: Mapping[str, str],
-        labels: Sequence[str],
-        temperature: float,
-        golden_tolerance: float,
-        training: TrainingSpec | None,
-        hardware_classes: Sequence[str] = (),
-        min_agent_version: str = "0.1.0",
-        min_runtime_version: str = "",
-    ) -> Bundle:
-        """Build a bundle from blobs and ask the signer for it. The same parts give the same bundle: safe to repeat.
-
-        Args:
-            model: its name.
-            version: of the model.
-            variant: must have passed its gate; `parts["inference"]` is its artifact.
-            parts: role (`contract.bundle.ROLES`) to the digest of a blob.
-            labels, temperature, golden_tolerance, training, hardware_classes: as in the Manifest.
-            min_agent_version, min_runtime_version: as in the Manifest.
-        """
-        body = {
-            "parts": parts,
-            "labels": labels,
-            "temperature": temperature,
-            "golden_tolerance": golden_tolerance,
-            "training": msgspec.to_builtins(training),
-            "hardware_classes": hardware_classes,
-            "min_agent_version": min_agent_version,
-            "min_runtime_version": min_runtime_version,
-        }
-        path = f"/v1/models/{model}/versions/{version}/variants/{variant}/bundles"
-        return self.post(path, Bundle, body, repeat=True)
-
-    def bundles(self) -> list[Bundle]:
-        """All bundles, newest first."""
-        return self.get("/v1/bundles", list[Bundle])
 
     # jobs
 
@@ -332,72 +203,6 @@ class Client(Transport):
             if time.monotonic() > deadline:
                 raise UnreachableError(f"job {id} ({job.kind}) is still {job.state} after {timeout_s:g} s")
             time.sleep(poll_s)
-
-    # fleet
-
-    def add_device(
-        self, name: str, tags: Mapping[str, str] | None = None, *, hardware_class: str = "", again: bool = False
-    ) -> DeviceToken:
-        """Expect a device, or one that is enrolled or revoked `again`.
-
-        Its one-time token comes back, and replaces one that was not used.
-        """
-        body = {"name": name, "tags": tags or {}, "hardware_class": hardware_class, "again": again}
-        return self.post("/v1/devices", DeviceToken, body)
-
-    def devices(self, cohort: str = "all") -> list[Device]:
-        """Devices of a cohort (`all`, `name=a,b`, `tag:site=north`, `class=x86-64`), by name."""
-        return self.get("/v1/devices", list[Device], cohort=cohort)
-
-    def device(self, name: str) -> Device:
-        """One device."""
-        return self.get(f"/v1/devices/{name}", Device)
-
-    def revoke_device(self, name: str, reason: str = "") -> Device:
-        """End what a device may do; the broker cuts it off within seconds."""
-        return self.post(f"/v1/devices/{name}/revoke", Device, {"reason": reason})
-
-    def set_log_level(self, name: str, level: str, seconds: float) -> DeviceCommand:
-        """Ask a device to log from this level on for so long."""
-        return self.post(f"/v1/devices/{name}/log-level", DeviceCommand, {"level": level, "seconds": seconds})
-
-    def diagnose(self, name: str) -> DeviceCommand:
-        """Ask a device for a diagnostics archive; `wait_command`, then `diagnostics`."""
-        return self.post(f"/v1/devices/{name}/diagnostics", DeviceCommand)
-
-    def bench(self, name: str, bundle_sha256: str) -> DeviceCommand:
-        """Ask a device to measure a signed bundle; `wait_command`, then `measurements`."""
-        return self.post(f"/v1/devices/{name}/bench", DeviceCommand, {"bundle_sha256": bundle_sha256})
-
-    def measurements(self, artifact_sha256: str) -> list[Measurement]:
-        """What devices measured of an artifact, newest first."""
-        return self.get("/v1/measurements", list[Measurement], artifact=artifact_sha256)
-
-    def commands(self, name: str) -> list[DeviceCommand]:
-        """What was asked of a device, newest first."""
-        return self.get(f"/v1/devices/{name}/commands", list[DeviceCommand])
-
-    def wait_command(self, command: DeviceCommand, *, timeout_s: float, poll_s: float = 0.2) -> DeviceCommand:
-        """Wait for a device's answer.
-
-        Raises:
-            UnreachableError: it did not come in time; it may come later.
-        """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = self.get(f"/v1/devices/{command.device}/commands/{command.id}", DeviceCommand)
-            if found.answered_at is not None:
-                return found
-            if time.monotonic() > deadline:
-                raise UnreachableError(
-                    f"{command.device} has not answered in {timeout_s:g} s; it will once it is connected: "
-                    f"fieldfare devices commands {command.device}"
-                )
-            time.sleep(poll_s)
-
-    def diagnostics(self, command: DeviceCommand) -> bytes:
-        """The archive that came in answer: a zip."""
-        return self.send("GET", f"/v1/devices/{command.device}/commands/{command.id}/archive").content
 
     # rollouts
 
