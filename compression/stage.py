@@ -1,5 +1,6 @@
 """What recipes are made of: a stage takes a model or an artifact, gives a model or an artifact, says what it did."""
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -91,7 +92,13 @@ class Workbench:
     on_stage: OnStage = field(default=lambda _phrase: None)
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True, tag_field="stage", forbid_unknown_fields=True):
+class _AbstractStruct(msgspec.StructMeta, abc.ABCMeta):
+    """A struct that cannot be made before its abstract methods are."""
+
+
+class Stage(
+    msgspec.Struct, metaclass=_AbstractStruct, frozen=True, kw_only=True, tag_field="stage", forbid_unknown_fields=True
+):
     """One step of a recipe. Its name is the tag; its fields are the parameters, with their limits.
 
     Attributes:
@@ -105,13 +112,13 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, tag_field="stage", forbid
     trains: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
 
+    @abc.abstractmethod
     def run(self, piece: Workpiece, bench: Workbench) -> tuple[Any, dict[str, Any]]:
         """Do it: the new model or artifact, and notes for the record.
 
         Raises:
             CompressionError: it cannot be done; the message names the layer, operation or key at fault.
         """
-        raise NotImplementedError
 
     @property
     def name(self) -> str:
