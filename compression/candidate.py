@@ -33,6 +33,11 @@ class Candidate:
         """Of the variant."""
         return self.recipe.name
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the artifact."""
+        return hashlib.sha256(self.content).hexdigest()
+
 
 class _Kept(msgspec.Struct, frozen=True):
     recipe: Recipe

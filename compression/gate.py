@@ -1,12 +1,12 @@
 """What may ship, and which of it: pure decisions over reports. Gates are a TOML file with a table `[gates]`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compression.errors import GateError, RecipeError
 from compression.measure import Report
-from coordinator.client import Gates, InvalidError, gates_from_fields, gates_from_toml
+from coordinator.client import Gates, InvalidError, gates_from_fields, gates_from_toml, records
 
 __all__ = ["LOCAL", "Gates", "choose", "from_fields", "load", "reasons"]
 
@@ -58,7 +58,7 @@ def reasons(report: Report, gates: Gates, measured: Mapping[str, float] | None =
         _least(f"class {report.worst_class.name!r}", report.worst_class.accuracy, gates.min_worst_class),
         _least(f"device {report.worst_device.name!r}", report.worst_device.accuracy, gates.min_worst_device),
     ]
-    latencies = {LOCAL: report.p95_us, **(measured or {})}
+    latencies = {**(measured or {}), LOCAL: report.p95_us}  # a hardware class of that name is none
     for name, limit in gates.p95_us.items():
         if name in latencies:
             found.append(_most("takes", latencies[name], limit, f"us (p95) on {name}"))
@@ -82,6 +82,20 @@ def _least(what: str, value: float, limit: float | None) -> str:
     if limit is None or value >= limit - _SLACK:
         return ""
     return f"answers {what} rightly in {100 * value:.1f} %, {100 * limit:.1f} % are needed"
+
+
+def overridden(overrides: Iterable[records.Override], variant: str, sha256: str, reasons: Iterable[str]) -> bool:
+    """Whether a signed word that holds now lets a variant pass in spite of these reasons.
+
+    Args:
+        overrides: of the version.
+        variant, sha256: its name, and the digest of its artifact.
+        reasons: why it may not ship otherwise.
+    """
+    return any(
+        each.in_force and (each.variant, each.artifact_sha256) == (variant, sha256) and not each.unnamed(reasons)
+        for each in overrides
+    )
 
 
 def choose(

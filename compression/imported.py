@@ -16,7 +16,7 @@ import numpy as np
 from cloud import features
 from cloud.errors import TaskError
 from cloud.learning.task import PARTS, Data, Task, TrainingPlan, TransformPlan, check_data
-from compression import checks, gate, inspection, shipping, trial
+from compression import bench, checks, gate, inspection, shipping, trial
 from compression.candidate import Candidate
 from compression.errors import ArtifactError, RecipeError
 from compression.inspection import Inspection
@@ -85,7 +85,10 @@ def register(
     report = judge.test(judge.validation(content), content)
     if gates is None and model in {each.name for each in client.models()}:
         gates = client.gates(model)
-    reasons = gate.reasons(report, gates or Gates())
+    gates = gates or Gates()
+    measured = bench.newest(client.measurements(found.sha256))
+    reasons = gate.reasons(report, gates, measured)
+    notes = [] if gates.require_measurement else bench.missing(gates, measured, gate.LOCAL)
     version = client.create_version(
         model,
         task=task.ref,
@@ -102,10 +105,10 @@ def register(
         name=VARIANT,
         tflite_sha256=found.sha256,
         report=msgspec.to_builtins(report) | {"recipe": {"name": VARIANT, "stages": []}, "records": []},
-        gate=Gate(passed=not reasons, reasons=reasons),
+        gate=Gate(passed=not reasons, reasons=reasons, notes=notes),
     )
     bundle = None
-    if not reasons:
+    if not reasons or gate.overridden(version.overrides, VARIANT, found.sha256, reasons):
         made = Candidate(Recipe(name=VARIANT, stages=[]), content, [], report)
         parts = shipping.bundle_recipe(
             client,

@@ -24,7 +24,7 @@ from compression.search.study import OnProgress
 from compression.shipping import Decision, Training
 from compression.source import Source
 from compression.stages.post_training import Float
-from coordinator.client import Gate, JobContext
+from coordinator.client import Gate, JobContext, Version
 
 logger = logging.getLogger(__name__)
 _SEARCH_PARTS = 100  # of progress: nearly all of it
@@ -99,10 +99,7 @@ def run(context: JobContext) -> dict[str, Any]:
     candidates, found = _candidates(context, spec, recipes=recipes, model=model, origin=origin, stages=stages)
     stages.begin("exporting the training signature")
     training = _training(model)
-    measured = {
-        name: bench.newest(context.client.measurements(hashlib.sha256(each.content).hexdigest()))
-        for name, each in candidates.items()
-    }
+    measured = {name: bench.newest(context.client.measurements(each.sha256)) for name, each in candidates.items()}
     content, chosen, refused = _decide(
         origin, candidates, measured, gates=gates, search=spec.search, found=found, training=training
     )
@@ -196,6 +193,7 @@ def _candidates(
     for each in recipes:
         stages.begin(f"making {each.name}", parts=len(each.stages))
         content, records = candidate.make(each, model, origin, folder, stages.tell)
+        check_name_is_free(origin.version, each.name, content)
         judge = judge or Judge(origin, content)
         stages.begin(f"measuring {each.name} in LiteRT")
         report = judge.test(judge.validation(content), content)
@@ -213,8 +211,27 @@ def _candidates(
         seed=spec.search.seed,
         on_progress=stages.within(_SEARCH_PARTS),
     )
-    found |= {each.recipe.name: Candidate(each.recipe, each.content, each.records, each.report) for each in result.kept}
+    for member in result.kept:
+        # A trial's number says nothing to the next search, so that a variant is named by its artifact too.
+        name = f"{member.recipe.name}-{hashlib.sha256(member.content).hexdigest()[:8]}"
+        named = msgspec.structs.replace(member.recipe, name=name)
+        found[name] = Candidate(named, member.content, member.records, member.report)
     return found, result
+
+
+def check_name_is_free(version: Version, name: str, content: bytes) -> None:
+    """Whether an artifact may become the variant of this name: what a bundle holds stays what it is.
+
+    Raises:
+        RecipeError: a bundle holds another artifact under it.
+    """
+    held = {each.variant for each in version.bundles}
+    digest = hashlib.sha256(content).hexdigest()
+    if any(each.name == name and name in held and each.tflite_sha256 != digest for each in version.variants):
+        raise RecipeError(
+            f"recipe {name}: {version.model}:{version.version} has a variant of that name with another artifact in a "
+            "bundle; give the recipe another name"
+        )
 
 
 def _decide(
@@ -235,14 +252,20 @@ def _decide(
     allowed = None if search is None else budget.parse(search.budget)
     if allowed is not None:
         reports = {n: r for n, r in reports.items() if not budget.excesses(allowed, msgspec.structs.asdict(r))}
+    reasons = {name: gate.reasons(each.report, gates, measured[name]) for name, each in candidates.items()}
+    passed = {
+        name
+        for name, each in candidates.items()
+        if gate.overridden(origin.version.overrides, name, each.sha256, reasons[name])
+    }
     chosen, refused = None, ""
     try:
-        chosen = gate.choose(reports, gates, measured, overridden=_overridden(origin, candidates))
+        chosen = gate.choose(reports, gates, measured, overridden=passed)
     except GateError as error:
         refused = str(error) if reports or found is None else found.shortfall
     entries = []
     for name, each in candidates.items():
-        why = gate.reasons(each.report, gates, measured[name])
+        why = reasons[name]
         entries.append(
             VariantEntry(
                 name=name,
@@ -267,12 +290,6 @@ def _decide(
         environment={name: metadata.version(name) for name in _PACKAGES},
     )
     return content, chosen, refused
-
-
-def _overridden(origin: Source, candidates: dict[str, Candidate]) -> set[str]:
-    """Variants that a signed override lets pass: the very artifact, by a word that holds now."""
-    held = {(each.variant, each.artifact_sha256) for each in origin.version.overrides if each.in_force}
-    return {name for name, each in candidates.items() if (name, hashlib.sha256(each.content).hexdigest()) in held}
 
 
 def _report(context: JobContext, content: Content) -> dict[str, str]:

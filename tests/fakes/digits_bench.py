@@ -1,10 +1,14 @@
 """A workbench for tests of compression: the digits task, its model trained for a few seconds, no registry."""
 
+from typing import Any
+
 from cloud import features
+from cloud.learning import metrics
 from cloud.learning.task import Task, load_task
-from compression import tuning
+from compression import recipe, tuning
 from compression.stage import Samples, Workbench, Workpiece
 from contract import transform
+from edge_agent.runtime import Runtime
 
 
 def untrained() -> Workbench:
@@ -37,3 +41,24 @@ def _parts() -> tuple[Task, dict[str, Samples]]:
         mine = data["part"] == part
         parts[part] = Samples(executor.apply(data["x"][mine]), data["y"][mine])
     return task, parts
+
+
+def keras_model(bench: Workbench) -> Any:
+    """The bench's model in Keras, holding its weights."""
+    from cloud.learning import weights
+
+    model = weights.build(bench.task, seed=1)
+    weights.put(model, bench.weights)
+    return model
+
+
+def run(bench: Workbench, *stages: Any) -> Workpiece:
+    """What stages make of the bench's model, in tf_keras to begin with."""
+    piece = Workpiece(tuning.tf_keras_model(Workpiece(), bench))
+    return recipe.make(recipe.Recipe(name="mine", stages=list(stages)), piece, bench)
+
+
+def accuracy(bench: Workbench, content: bytes | None) -> float:
+    """Of an artifact, on the bench's validation samples."""
+    assert content is not None
+    return metrics.accuracy(Runtime(content).logits(bench.validation.x), bench.validation.y)

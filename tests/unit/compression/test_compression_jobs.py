@@ -1,6 +1,7 @@
 """The train, compress and evaluate jobs over the real registry: what is registered, and what the bundle can do."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,5 +280,33 @@ def test_what_fails_the_model_s_gates_ships_by_a_signed_word_for_the_artifact_th
         shipped = made.run(compress_job, "compress-overridden", spec)
         assert shipped["chosen"] == "float"
         assert made.bundle(shipped["bundle"]["sha256"]).manifest.variant == "float"
+        client.registry.set_gates("digits", {"max_bytes": 1000, "min_worst_class": 1.0})
+        again = made.run(compress_job, "compress-not-covered", spec)  # the word says nothing of the worst class
+        assert (again["chosen"], again["bundle"]) == (None, None)
+        assert "no variant may ship" in again["refused"]
     finally:
         client.registry.set_gates("digits", {})
+
+
+def test_a_recipe_whose_name_a_bundle_holds_with_another_artifact_is_refused_as_soon_as_it_is_made(made: Made) -> None:
+    other = {"name": "pruned-clustered-int8", "stages": [{"stage": "int8", "samples": 10}]}
+    with pytest.raises(
+        RecipeError, match="recipe pruned-clustered-int8: digits:1 has a variant of that name with another"
+    ):
+        made.run(compress_job, "compress-clash", {"model": "digits", "version": 1, "recipes": [other]})
+
+
+def test_what_a_search_kept_is_named_by_its_artifact_so_that_the_next_search_is_in_nobodys_way(made: Made) -> None:
+    search = {"budget": "drop<=60pt", "trials": 2, "minutes": 2.0}
+    spec = {"model": "digits", "version": 1, "recipes": [], "search": search, "gates": {"max_drop": 0.9}}
+    result = made.run(compress_job, "compress-search", spec)
+    variants = {each.name: each for each in made.client.get_version("digits", 1).variants}
+    found = [name for name in result["variants"] if name != "float"]
+    assert found
+    for name in found:
+        assert re.fullmatch(r"search-\d+-[0-9a-f]{8}", name)
+        assert variants[name].tflite_sha256.startswith(name.rpartition("-")[2])
+        assert variants[name].report["recipe"]["name"] == name
+    content = msgspec.json.decode(made.client.get_blob(result["report"]["content"]), type=Content)
+    assert content.search is not None
+    assert {name.rpartition("-")[0] for name in found} >= set(content.search.front)

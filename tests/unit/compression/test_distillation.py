@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from cloud.errors import TaskError
-from cloud.learning import metrics
 from cloud.learning.backend import use_tensorflow
 from cloud.training import job as train_job
 from compression import job as compress_job
 from compression import recipe, source, tuning
 from compression.errors import RecipeError
-from compression.stage import Workbench, Workpiece
+from compression.stage import Workbench
 from compression.stages.distillation import Distill
 from compression.stages.post_training import Float
 from compression.stages.shrinking import FilterPrune
-from edge_agent.runtime import Runtime
 from tests.fakes import digits_bench
+from tests.fakes.digits_bench import accuracy, run
 from tests.fakes.registry_client import RegistryClient, context
 
 pytestmark = pytest.mark.slow
@@ -30,16 +29,6 @@ pytestmark = pytest.mark.slow
 def bench() -> Workbench:
     use_tensorflow()
     return digits_bench.trained()
-
-
-def run(bench: Workbench, *stages: Any) -> Workpiece:
-    piece = Workpiece(tuning.tf_keras_model(Workpiece(), bench))
-    return recipe.make(recipe.Recipe(name="mine", stages=list(stages)), piece, bench)
-
-
-def accuracy(bench: Workbench, content: bytes | None) -> float:
-    assert content is not None
-    return metrics.accuracy(Runtime(content).logits(bench.validation.x), bench.validation.y)
 
 
 def test_a_student_without_a_single_class_learns_from_the_teacher(bench: Workbench) -> None:

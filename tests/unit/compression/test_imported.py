@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from securesystemslib.signer import CryptoSigner
 from typer.testing import CliRunner
 
-from cloud.learning import weights
 from cloud.learning.backend import use_tensorflow
 from cloud.learning.task import Task, load_task
 from compression import evaluation_job, imported, imported_cli, source
@@ -20,7 +21,11 @@ from compression.cli import app
 from compression.errors import ArtifactError, CompressionError, RecipeError
 from contract import bundle, tensors
 from coordinator.client import Client, Gates
+from coordinator.records import Measurement
+from coordinator.registry.overrides import Statement, sign
+from coordinator.signing.repository import ONLINE_ROLES, PEOPLE, Holders, first_root
 from tests.fakes import digits_bench
+from tests.fakes.measurements import MEASURED
 from tests.fakes.real_models import read
 from tests.fakes.registry_client import RegistryClient
 
@@ -34,9 +39,7 @@ def artifact() -> bytes:
 
     use_tensorflow()
     bench = digits_bench.trained()
-    model = weights.build(bench.task, seed=1)
-    weights.put(model, bench.weights)
-    return convert.to_int8(model, bench.train.spread(100), io="float")
+    return convert.to_int8(digits_bench.keras_model(bench), bench.train.spread(100), io="float")
 
 
 @pytest.fixture
@@ -167,3 +170,44 @@ def test_the_command_imports_and_says_what_may_not_ship(
     both = CliRunner().invoke(app, [*given, "--samples", "x"])
     assert isinstance(both.exception, RecipeError)
     assert "give either --task, or --samples with --labels" in str(both.exception)
+
+
+def test_a_device_on_which_it_is_too_slow_counts_and_a_signed_word_lets_it_pass(
+    tmp_path: Path, artifact: bytes, task: Task
+) -> None:
+    real = RegistryClient(tmp_path)
+    client, holder = cast(Client, real), CryptoSigner.generate_ed25519()
+    digest = hashlib.sha256(artifact).hexdigest()
+    real.measured = [
+        Measurement(
+            id="1",
+            hardware_class="nano",
+            artifact_sha256=digest,
+            bundle_sha256="b" * 64,
+            device="one",
+            measured=MEASURED,
+            measured_at=1.0,
+        )
+    ]
+    gates = Gates(p95_us={"nano": 1.0, "pi": 5.0})
+    refused = imported.register(client, artifact, "digits", task, gates=gates)
+    assert refused.bundle is None
+    assert refused.reasons == ["takes 12 us (p95) on nano, 1 are allowed"]
+    [variant] = client.get_version("digits", refused.version).variants
+    assert "nobody measured it on hardware class pi" in variant.gate.notes[0]
+    real.root = first_root({role: Holders([holder.public_key]) for role in (*PEOPLE, *ONLINE_ROLES)}, time.time())
+    statement = Statement(
+        model="digits",
+        version=refused.version,
+        variant=variant.name,
+        artifact_sha256=digest,
+        reasons=variant.gate.reasons,
+        reason="slow is fine there",
+        by="alice",
+        signed_at=time.time(),
+        expires_at=time.time() + 3600,
+    )
+    real.registry.override("digits", refused.version, variant.name, sign(statement, holder))
+    again = imported.register(client, artifact, "digits", task, gates=gates)
+    assert (again.version, again.bundle is not None) == (refused.version, True)
+    real.close()

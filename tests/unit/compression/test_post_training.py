@@ -26,8 +26,7 @@ def bench() -> Workbench:
 
 def make(bench: Workbench, *stages: dict[str, Any], model: Any = None) -> bytes:
     if model is None:
-        model = weights.build(bench.task, seed=1)
-        weights.put(model, bench.weights)
+        model = digits_bench.keras_model(bench)
     whole = recipe.from_fields({"name": "x", "stages": list(stages)}, "x.toml")
     return recipe.make(whole, Workpiece(model), bench).artifact or b""
 

@@ -115,11 +115,7 @@ def bench() -> Workbench:
 
 @pytest.fixture
 def start(bench: Workbench) -> Any:
-    from cloud.learning import weights
-
-    model = weights.build(bench.task, seed=1)
-    weights.put(model, bench.weights)
-    return model
+    return digits_bench.keras_model(bench)
 
 
 @pytest.mark.slow

@@ -1,19 +1,16 @@
 """Stages that cut filters: what is left is smaller in weights and work, runs on the device, and still knows."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
-from cloud.learning import metrics
 from cloud.learning.backend import use_tensorflow
-from compression import recipe, tuning
+from compression import tuning
 from compression.errors import RecipeError
 from compression.stage import Workbench, Workpiece
 from compression.stages.post_training import Float, Int8
 from compression.stages.shrinking import FilterPrune, Width
-from edge_agent.runtime import Runtime
 from tests.fakes import digits_bench
+from tests.fakes.digits_bench import accuracy, run
 
 pytestmark = pytest.mark.slow
 
@@ -22,16 +19,6 @@ pytestmark = pytest.mark.slow
 def bench() -> Workbench:
     use_tensorflow()
     return digits_bench.trained()
-
-
-def run(bench: Workbench, *stages: Any) -> Workpiece:
-    piece = Workpiece(tuning.tf_keras_model(Workpiece(), bench))
-    return recipe.make(recipe.Recipe(name="mine", stages=list(stages)), piece, bench)
-
-
-def accuracy(bench: Workbench, content: bytes | None) -> float:
-    assert content is not None
-    return metrics.accuracy(Runtime(content).logits(bench.validation.x), bench.validation.y)
 
 
 def test_half_of_the_filters_can_go_and_the_device_runs_what_is_left(bench: Workbench) -> None:

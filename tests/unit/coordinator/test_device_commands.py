@@ -6,13 +6,14 @@ import pytest
 
 from contract import codec, limits
 from contract.errors import WireError
-from contract.messages import BundleRef, Command, CommandReply, Measured
+from contract.messages import BundleRef, Command, CommandReply
 from coordinator.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from coordinator.fleet.device_commands import Commands
 from coordinator.fleet.tables import devices
 from coordinator.registry.tables import bundles, model_versions, models, variants
 from coordinator.signing.tables import signing_requests
 from tests.fakes.fleet_site import Site
+from tests.fakes.measurements import MEASURED
 
 
 class Stage(Site):
@@ -108,17 +109,6 @@ def test_a_device_that_is_away_does_not_collect_commands_without_end(stage):
         stage.commands.diagnose("meter-1")
 
 
-MEASURED = Measured(
-    runtime="ai-edge-litert 2.3.0",
-    calls=100,
-    p50_us=10.0,
-    p95_us=12.0,
-    threads=2,
-    p50_threads_us=8.0,
-    p95_threads_us=9.0,
-    load_us=900.0,
-    peak_bytes=30_000_000,
-)
 BUNDLE = BundleRef(model="m", version=1, variant="int8", target="bundles/m/1/int8", sha256="b" * 64)
 
 

@@ -21,21 +21,9 @@ from edge_agent.liveness import Stopping
 from edge_agent.remote import Remote
 from edge_agent.state import State
 from tests.fakes import agent_folder
+from tests.fakes.measurements import MEASURED
 
 DOCTOR = [{"check": "clock", "outcome": "ok", "found": "fine", "remedy": ""}]
-
-
-MEASURED = Measured(
-    runtime="ai-edge-litert 2.3.0",
-    calls=100,
-    p50_us=10.0,
-    p95_us=12.0,
-    threads=2,
-    p50_threads_us=8.0,
-    p95_threads_us=9.0,
-    load_us=900.0,
-    peak_bytes=30_000_000,
-)
 
 
 class Stage:
