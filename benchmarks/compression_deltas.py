@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.results import Row
 from contract import delta
+from coordinator.deltas.alignment import align
 
 SAMPLES, RATE = 600, 0.01
 GOALS = {"int8": 8.0}  # percent of the file
@@ -26,7 +27,7 @@ def measure(folder: Path, *, quick: bool) -> list[Row]:
     rows = []
     for kind in ("int8", "float16", "float", "int8-cut"):
         old, new = ((folder / f"{kind}.{when}.tflite").read_bytes() for when in ("old", "new"))
-        patch, whole = delta.make(old, new), delta.make(b"", new)
+        patch, whole = delta.make(old, new, align), delta.make(b"", new)
         assert _applied(patch, old, len(new)) == new
         ours = 100 * min(len(patch), len(whole)) / len(new)
         theirs = 100 * len(bsdiff4.diff(old, new)) / len(new)

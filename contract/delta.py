@@ -32,11 +32,18 @@ HEADER_BYTES = 256 * 1024  # thousands of pieces
 _DICTIONARY_BYTES = 1 << 20  # what the device keeps while it unpacks; the stream cannot ask for more
 _FILTERS: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": _DICTIONARY_BYTES}]
 _QUICK: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": _DICTIONARY_BYTES}]
+_SPANS = 10_000  # of a patch; their pieces fit `HEADER_BYTES`
 _COPY, _NOTHING = 0, -1
 _WIDTHS = (1, 2, 4)  # bytes of int8, float16 and float32
 
 Read = Callable[[int, int], bytes]
 """Offset and length in the base to bytes."""
+
+Span = tuple[int, int, int]
+"""Offset in the target, bytes, and offset in the base of what they resemble, -1 for none."""
+
+Align = Callable[[bytes, bytes], Iterator[Span]]
+"""Base and target to spans that one after another are the target."""
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
@@ -61,15 +68,50 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     pieces: list[Piece]
 
 
-def make(base: bytes, target: bytes) -> bytes:
+def make(base: bytes, target: bytes, align: Align | None = None) -> bytes:
     """A patch that makes `target` from `base`; from `b""` it is `target` compressed.
 
     Files of a stored zip are compared with the file of the same name, where both have one length.
+
+    Args:
+        base: what the device has, or `b""`.
+        target: what it should have.
+        align: finds what resembles each other where lengths differ; None sends all of that anew. The patch is made
+            both ways, and the smaller one is given.
     """
+    spans = list(_spans(base, target))
+    patches = [_pack(base, target, spans)]
+    if base and align is not None and any(at == _NOTHING for _, _, at in spans):
+        aligned = [part for span in spans for part in _aligned(base, target, span, align)]
+        patches += [_pack(base, target, aligned)] if len(aligned) <= _SPANS else []
+    return min(patches, key=len)
+
+
+def _aligned(base: bytes, target: bytes, span: Span, align: Align) -> Iterator[Span]:
+    start, size, at = span
+    if at != _NOTHING:
+        yield span
+        return
+    new = 0  # bytes before `position` that resemble nothing: what follows one another goes as one piece
+    position = start
+    for offset, length, found in align(base, target[start : start + size]):
+        if found == _NOTHING:
+            new += length
+        else:
+            if new:
+                yield position - new, new, _NOTHING
+            yield start + offset, length, found
+            new = 0
+        position = start + offset + length
+    if new:
+        yield position - new, new, _NOTHING
+
+
+def _pack(base: bytes, target: bytes, spans: list[Span]) -> bytes:
     pieces: list[Piece] = []
     packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=_FILTERS)
     payload = []
-    for start, size, at in _spans(base, target):
+    for start, size, at in spans:
         for offset in range(0, size, PIECE_BYTES):
             data = target[start + offset : start + min(size, offset + PIECE_BYTES)]
             old = base[at + offset : at + offset + len(data)] if at >= 0 else None
@@ -175,8 +217,8 @@ def _decode(coded: bytes, old: bytes | None, width: int) -> bytes:
     return words.tobytes() + coded[whole:]
 
 
-def _spans(base: bytes, target: bytes) -> Iterator[tuple[int, int, int]]:
-    """The target in order as (offset, bytes, offset in the base or -1)."""
+def _spans(base: bytes, target: bytes) -> Iterator[Span]:
+    """The target in order, files of one name and length on each other."""
     old = _files(base)
     position = 0
     for name, (start, size) in sorted(_files(target).items(), key=lambda item: item[1]):

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, or_, select
 from contract import blocks, delta, topics
 from contract.errors import TopicError
 from contract.messages import BlobRef, DeltaReply, DeltaRequest
+from coordinator.deltas.alignment import align
 from coordinator.deltas.tables import patches
 from coordinator.errors import NotFoundError
 from coordinator.registry.tables import bundles
@@ -106,7 +107,7 @@ class Deltas:
         except NotFoundError as error:
             logger.warning("no patch can be made: %s", error)
             return None
-        patch = delta.make(base, target)
+        patch = delta.make(base, target, align)
         worth = len(patch) < WORTH * len(target)
         blob = self._blobs.put_artifact(patch) if worth else None
         row = {"sha256": blob.sha256, "size": blob.size, "blocks": blob.blocks} if blob else {}
