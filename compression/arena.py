@@ -76,7 +76,8 @@ def _uses(graph: Any) -> tuple[dict[int, int], dict[int, int]]:
         for index in map(int, operator.inputs):
             if index in first:
                 last[index] = number
-    last.update({int(index): end for index in graph.outputs if int(index) in first})
+    kept = (*map(int, graph.inputs), *map(int, graph.outputs))  # the runtime never lays anything over either
+    last.update({index: end for index in kept if index in first})
     return first, last
 
 
