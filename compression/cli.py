@@ -78,6 +78,8 @@ def run(
     """
     from compression import request
 
+    if report is not None:
+        _check_page(report)
     with connect(state) as client:
         spec = request.spec(
             client,
@@ -201,6 +203,13 @@ def _show(client: "Client", result: dict[str, Any]) -> None:
         typer.echo(f"it cannot be trained on devices: {result['training']}")
 
 
+def _check_page(path: Path) -> None:
+    from compression.errors import CompressionError
+
+    if path.suffix == ".png":
+        raise CompressionError(f"{path}: name the .html file of the report; its .png is written beside it")
+
+
 def _save(client: "Client", result: dict[str, Any], path: Path, *, told: bool) -> None:
     for target, kind in ((path, "html"), (path.with_suffix(".png"), "png")):
         part = target.with_name(target.name + ".part")
@@ -219,11 +228,12 @@ def report(
 ) -> None:
     """Write the report of a compression, or print what it is made from with --json.
 
-    Example: fieldfare compress report 3f2a --out digits.html
+    Example: fieldfare compress report 3f2a94c01b7e --out digits.html
     """
     from compression.errors import CompressionError
     from compression.request import content_of
 
+    _check_page(out)
     with connect(state) as client:
         found = client.job(job)
         if found.kind != "compress" or "report" not in (found.result or {}):

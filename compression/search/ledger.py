@@ -73,6 +73,15 @@ class Ledger:
         self._study.set_user_attr("begun", [number, times])
         return int(times)
 
+    @property
+    def used(self) -> float:
+        """Seconds of searching, killed attempts included up to the last stage that they began."""
+        return float(self._study.user_attrs.get("used", 0.0))
+
+    @used.setter
+    def used(self, seconds: float) -> None:
+        self._study.set_user_attr("used", round(seconds, 3))
+
     def draw(self, of: Space, families: AbstractSet[str]) -> Params | None:
         """Parameters that were not tried; None where the space seems to hold no more.
 

@@ -101,7 +101,7 @@ class _Search:
         identity = msgspec.json.encode(known).decode()
         self._ledger = Ledger(folder / "study.db", identity=identity, budget=budget, seed=options.seed)
         self._tried = self._ledger.tried()
-        self._before = sum(tried.seconds for tried in self._tried)
+        self._before = self._ledger.used
         # Versions that come from devices have no data of their own: training would make them forget.
         self._trains = source.version.snapshot_sha256 is not None
 
@@ -126,10 +126,14 @@ class _Search:
         return self._outcome(losses)
 
     def _left(self) -> float:
-        return self._options.seconds - self._before - (time.monotonic() - self._begun)
+        return self._options.seconds - self._used()
+
+    def _used(self) -> float:
+        return self._before + time.monotonic() - self._begun
 
     def _phase(self, phrase: str) -> None:
-        done, used = len(self._tried) / self._options.trials, 1 - self._left() / self._options.seconds
+        self._ledger.used = self._used()
+        done, used = len(self._tried) / self._options.trials, self._used() / self._options.seconds
         fraction = min(1.0, max(0.0, done, used))
         best = outcome.best_words(self._tried, self._budget)
         self._options.on_progress(fraction, f"trial {len(self._tried) + 1}: {phrase}", best)
@@ -201,5 +205,5 @@ class _Search:
             sensitivity=losses,
             chosen=None if best is None else found[best.number],
             shortfall=outcome.shortfall(self._tried, self._budget),
-            seconds=round(self._before + time.monotonic() - self._begun, 1),
+            seconds=round(self._used(), 1),
         )

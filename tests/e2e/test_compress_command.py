@@ -92,6 +92,8 @@ def test_where_nothing_may_ship_it_says_why_and_exits_1(served: ServedSite, tmp_
         (("digits:1", "--recipe", "magic"), "no recipe 'magic'; ready ones are"),
         (("digits:1", "--gates", "none.toml"), "none.toml: "),
         (("report", "nothing"), "nothing"),
+        (("report", "nothing", "--out", "page.png"), "page.png: name the .html file"),
+        (("digits:1", "--report", "page.png"), "page.png: name the .html file"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_a_sentence_before_a_job_is_made(

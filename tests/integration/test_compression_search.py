@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import optuna
 import pytest
 
 from compression import candidate, recipe
@@ -175,6 +176,12 @@ def killed_at(phrase: str, command: list[str]) -> bool:
     return False
 
 
+def used(folder: Path) -> float:
+    """Seconds of a search, as it goes on with them."""
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+    return float(study.user_attrs["used"])
+
+
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_a_search_that_is_killed_three_times_finds_what_an_undisturbed_one_finds(found: Outcome, place: Path) -> None:
     folder, out = place / "killed", place / "out.json"
@@ -182,9 +189,11 @@ def test_a_search_that_is_killed_three_times_finds_what_an_undisturbed_one_finds
         sys.executable, "-m", "tests.fakes.digits_search", str(folder), str(TRIALS), str(place / "weights.safetensors"),
         str(out),
     ]  # fmt: skip
-    assert killed_at("looking at what layer logits", command)
-    assert killed_at("cutting filters", command)
-    assert killed_at("trial 9: measuring", command)
+    spent = [0.0]
+    for phrase in ("looking at what layer logits", "cutting filters", "trial 9: measuring"):
+        assert killed_at(phrase, command)
+        spent.append(used(folder))
+    assert spent == sorted(set(spent))  # the time of what was killed counts
     assert not killed_at("nothing says this", command)
     told = msgspec.json.decode(out.read_bytes())
     assert told["trials"] == [digits_search.essence(tried) for tried in found.trials]

@@ -122,3 +122,10 @@ def test_what_is_chosen_is_the_smallest_within_the_budget_and_else_the_nearest_i
     assert words.startswith("nothing met the budget size<=64KiB, drop<=1pt; nearest is search-3 (")
     assert words.endswith("bytes on the way (Zstandard) is 68.359KiB, 4.3594KiB above 64KiB")
     assert "no trial came as far as being measured" in outcome.shortfall([], BUDGET)
+
+
+def test_the_time_of_attempts_that_were_killed_is_kept(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    assert book.used == 0.0
+    book.used = 12.5
+    assert ledger(tmp_path).used == 12.5
