@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -100,6 +100,16 @@ def test_module_float_int8_and_onnx_are_as_accurate_on_the_same_samples(made: Ma
     answers = session.run(["logits"], {"x": origin.validation.x})[0]
     np.testing.assert_allclose(answers, judge.logits(floats, origin.validation), rtol=1e-3, atol=1e-3)
     assert metrics.accuracy(answers, origin.validation.y) == pytest.approx(module, abs=1 / len(origin.validation.y))
+
+
+@pytest.mark.torch_lane
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_the_same_weights_and_samples_give_the_same_bytes(made: Made, kind: Literal["float", "int8"]) -> None:
+    origin = source.load(made.client, "digits", 1)  # type: ignore[arg-type]  # the registry, without HTTP
+    samples = Samples(origin.validation.x, origin.validation.y)
+    bench = Workbench(origin.task, origin.weights, samples, samples)
+    model = torch_lane.TorchModel(origin.task, origin.weights)
+    assert torch_lane.convert(model, kind, bench) == torch_lane.convert(model, kind, bench)
 
 
 @pytest.mark.torch_lane
