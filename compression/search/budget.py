@@ -119,16 +119,17 @@ def _term(text: str) -> Term:
     units = UNITS[MEASURES[name].quantity]
     if unit not in units:
         raise BudgetError(f"budget: {text!r}: {name!r} needs one of the units {', '.join(units)}")
-    return Term(name=name, most=_number(number, text) * units[unit])
+    gained = MEASURES[name].quantity == "share"  # below zero asks for what is better than float
+    return Term(name=name, most=_number(number, text, least=-math.inf if gained else 0.0) * units[unit])
 
 
-def _number(text: str, term: str) -> float:
+def _number(text: str, term: str, *, least: float) -> float:
     try:
         value = float(text)
     except ValueError:
         raise BudgetError(f"budget: {term!r}: {text!r} is no number") from None
-    if not math.isfinite(value) or value < 0:
-        raise BudgetError(f"budget: {term!r}: the limit must be zero or more, and finite")
+    if not math.isfinite(value) or value < least:
+        raise BudgetError(f"budget: {term!r}: the limit must be finite, and of bytes and time zero or more")
     return value
 
 

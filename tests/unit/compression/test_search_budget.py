@@ -47,8 +47,8 @@ def test_a_term_is_a_measure_a_number_and_its_unit(text: str, most: float) -> No
         ("drop<=0.5", "'drop' needs one of the units pt, %"),
         ("size<=KiB", "'' is no number"),
         ("size<=1.2.3KiB", "'1.2.3' is no number"),
-        ("size<=-1KiB", "must be zero or more"),
-        ("size<=1e999KiB", "must be zero or more, and finite"),
+        ("size<=-1KiB", "and of bytes and time zero or more"),
+        ("size<=1e999KiB", "must be finite"),
         ("size<=1KiB, size<=2KiB", "'size' is limited twice"),
         ("size<=1KiB; p95<=2ms", "is no limit|is no number|units"),
     ],
@@ -114,3 +114,8 @@ def test_accuracy_must_be_certain_and_the_words_say_when_only_the_interval_is_at
 
 def test_every_quantity_has_units() -> None:
     assert {measure.quantity for measure in MEASURES.values()} == set(UNITS)
+
+
+def test_less_than_nothing_may_be_lost_where_training_makes_up_for_it() -> None:
+    asked = budget.parse("drop<=-0.5pt, ece<=-1%")
+    assert [term.most for term in asked.terms] == pytest.approx([-0.005, -0.01])
