@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from cloud.learning.task import Task
     from contract.bundle import Bundle
-    from simulations.run import RoundScore
+    from simulations.run import Learning, RoundScore, Samples
 
 app = typer.Typer(
     help="Federated rounds over virtual clients.",
@@ -21,8 +22,14 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def simulate(
     task: Annotated[str, typer.Argument(help="Task: a folder, an installed name, or a package.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle file with a training part.")] = None,
-    model: Annotated[str, typer.Option(help="Without --bundle: NAME or NAME:VERSION in the registry.")] = "",
+    engine: Annotated[
+        str,
+        typer.Option(help="cohort: all clients at once, in torch. device: the agent's own loop, one after the other."),
+    ] = "cohort",
+    bundle: Annotated[
+        Path | None, typer.Option(help="Start from this bundle file's weights; `device` needs its training part.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The same, of NAME or NAME:VERSION in the registry.")] = "",
     state: Annotated[Path, typer.Option(envvar="FIELDFARE_STATE", help="State folder of the coordinator.")] = Path(
         "state"
     ),
@@ -30,6 +37,11 @@ def simulate(
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = 5,
     fraction: Annotated[float, typer.Option(help="Share of the clients that trains in a round.")] = 1.0,
     alpha: Annotated[float | None, typer.Option(help="Dirichlet label skew; without it, clients are alike.")] = None,
+    batch: Annotated[int, typer.Option(help="Samples of a step; 0 takes the task's. `device` has the bundle's.")] = 0,
+    path: Annotated[
+        str,
+        typer.Option(help="How the cohort engine trains: dense kernels, vmap, one by one; without it, the fastest."),
+    ] = "",
     epochs: Annotated[int, typer.Option(help="Passes over a client's samples in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.005,
     optimizer: Annotated[str, typer.Option(help="Of the local steps: sgd or adam.")] = "sgd",
@@ -37,16 +49,20 @@ def simulate(
     weight_decay: Annotated[float, typer.Option(help="Share of a weight that goes, times the step.")] = 0.0,
     proximal_mu: Annotated[float, typer.Option(help="Above zero: FedProx with this strength.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of partition, sampling and shuffles.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the last round's weights to this .safetensors file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Deal a task's training samples out to virtual clients and train by Flower's strategy.
 
-    The clients run the agent's own training loop on the bundle's training signature; accuracy is on the task's test
-    part.
+    Without --bundle and --model, round 1 starts from a fresh model of the task, and no coordinator is needed. Accuracy
+    is on the task's test part.
 
-    Example: fieldfare simulate digits --bundle digits.zip --clients 20 --rounds 5 --fraction 0.5 --alpha 0.5
+    Example: fieldfare simulate digits --clients 200 --rounds 20 --fraction 0.1 --alpha 0.5
+
+    Example: fieldfare simulate digits --bundle digits.zip --engine device --clients 20 --rounds 5
     """
     from cloud.learning.task import load_task
+    from contract import tensors
     from contract.training import Optimizer
     from coordinator.rounds.settings import RunConfig
     from simulations.run import Samples, Scenario
@@ -69,22 +85,73 @@ def simulate(
     parts = {name: data["part"] == name for name in ("train", "test")}
     train, test = (Samples(data["x"][parts[name]], data["y"][parts[name]]) for name in ("train", "test"))
     live = _Live(shown=sys.stderr.isatty() and not as_json)
+    given = _bundle(bundle, model or loaded.name, state) if bundle or model or engine == "device" else None
+    learning = _learning(loaded, given, train, test, engine=engine, batch=batch, path=path, seed=seed)
+    if not as_json:
+        typer.echo("{path}, {chunk} clients side by side, {threads} threads".format(**learning.plan), err=True)
     outcome = run(
-        _bundle(bundle, model or loaded.name, state),
-        train,
-        test,
+        learning,
         Scenario(clients, alpha, config),
         on_score=(lambda _score: None) if as_json else live.score,
         on_progress=live.client,
     )
     seconds = time.monotonic() - started
+    if out is not None:
+        part = out.with_name(out.name + ".part")
+        part.write_bytes(tensors.dump(outcome.weights))
+        part.replace(out)
     if as_json:
         scores = [vars(score) for score in outcome.scores]
-        result = {"task": loaded.name, "rounds": scores, "client_samples": outcome.sizes, "seconds": seconds}
+        result = {
+            "task": loaded.name,
+            "plan": dict(learning.plan),
+            "rounds": scores,
+            "client_samples": outcome.sizes,
+            "seconds": seconds,
+        }
         typer.echo(json.dumps(result, indent=2))
     else:
         smallest, largest = min(outcome.sizes), max(outcome.sizes)
         typer.echo(f"{clients} clients with {smallest} to {largest} samples, {seconds:.1f} s")
+
+
+def _learning(
+    task: "Task",
+    given: "Bundle | None",
+    train: "Samples",
+    test: "Samples",
+    *,
+    engine: str,
+    batch: int,
+    path: str,
+    seed: int,
+) -> "Learning":
+    from simulations.errors import SimulationError
+
+    if engine not in {"cohort", "device"}:
+        raise SimulationError(f"--engine {engine}: take cohort or device")
+    if engine == "device":
+        from simulations.device_loop import DeviceLoop
+
+        if batch or path:
+            raise SimulationError("--batch and --path are for --engine cohort; a bundle's training part has its batch")
+        assert given is not None  # noqa: S101 the caller looked
+        return DeviceLoop(given, train, test)
+    from cloud import features
+    from contract import tensors
+    from contract.transform import Transform
+    from simulations.cohort import learner
+    from simulations.cohort.learning import CohortLearning
+
+    return CohortLearning(
+        learner.of_task(task, seed=seed),
+        Transform(features.fit(task, train.x)) if given is None else given.transform,
+        train,
+        test,
+        batch=batch or task.training.batch,
+        start=None if given is None else tensors.load(given.files["weights"]),
+        path=path,
+    )
 
 
 def _bundle(path: Path | None, model: str, state: Path) -> "Bundle":
@@ -123,4 +190,5 @@ class _Live:
             sys.stderr.flush()
         self._round = score.round + 1
         name = "base" if score.round == 0 else f"round {score.round}"
-        typer.echo(f"{name:<9} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}  ({score.clients} clients)")
+        failed = f", {score.failed} failed" if score.failed else ""
+        typer.echo(f"{name:<9} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}  ({score.clients} clients{failed})")

@@ -1,28 +1,48 @@
-"""One simulation: a bundle, labelled samples dealt out to virtual clients, and Flower's strategy over them."""
+"""One simulation: labelled samples dealt out to virtual clients, and Flower's strategy over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from contract import tensors
-from contract.bundle import Bundle
 from contract.tensors import Arrays
+from coordinator.rounds import flower
+from coordinator.rounds.grid import GridBase
 from coordinator.rounds.loop import Plan, make_strategy, run_rounds
 from coordinator.rounds.runs import RoundResult
 from coordinator.rounds.settings import RunConfig, check
-from edge_agent.training import TrainingRuntime
 from simulations import partition
-from simulations.errors import SimulationError
-from simulations.virtual_grid import VirtualClient, VirtualGrid, measure
+
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples (n, *input_shape) of the bundle's transform, and classes (n,)."""
+    """Raw samples (n, *input_shape) of a transform, and classes (n,)."""
 
     x: np.ndarray
     y: np.ndarray
+
+
+class Learning(Protocol):
+    """What is trained, on which samples, and by which engine.
+
+    Attributes:
+        start: weights where round 1 starts.
+        labels: classes of the samples that are dealt out to clients, (n,).
+        plan: how it trains, for the record.
+    """
+
+    start: Arrays
+    labels: np.ndarray
+    plan: Mapping[str, str | int]
+
+    def grid(self, rows: Mapping[str, np.ndarray], *, seed: int, fold: bool, progress: Progress) -> GridBase:
+        """A grid over clients, by name what each has of the samples; `fold`: one reply may stand for all."""
+
+    def measure(self, weights: Arrays) -> dict[str, float]:
+        """`loss` and `accuracy` on the central test set, which no client sees."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +62,13 @@ class Scenario:
 
 @dataclass(frozen=True)
 class RoundScore:
-    """Central test scores after a round; round 0 is the base. `clients` answered."""
+    """Central test scores after a round; round 0 is the base. `clients` answered, `failed` did not."""
 
     round: int
     clients: int
     accuracy: float
     loss: float
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,59 +81,49 @@ class Outcome:
 
 
 def simulate(
-    bundle: Bundle,
-    train: Samples,
-    test: Samples,
+    learning: Learning,
     scenario: Scenario,
     *,
     on_score: Callable[[RoundScore], None] = lambda _score: None,
-    on_progress: Callable[[str, int], None] = lambda _kind, _done: None,
+    on_progress: Progress = lambda _kind, _done: None,
 ) -> Outcome:
     """Run the rounds.
 
     Args:
-        bundle: with a training part; its weights are where round 1 starts.
-        train: dealt out to the clients.
-        test: central test set; no client sees it.
+        learning: what is trained.
         scenario: what is simulated.
         on_score: told of each round as it ends.
-        on_progress: told of each client as it ends, with its number in the round.
+        on_progress: told of clients as they end, with how many have in the round.
 
     Raises:
-        SimulationError: a bundle that cannot train, or too few samples.
+        SimulationError: too few samples, or samples that cannot be trained on.
         CallerError: settings out of range.
-        ContractError: samples that do not fit the transform.
     """
     config = check(scenario.config)
-    if bundle.manifest.training is None:
-        raise SimulationError(f"the bundle of {bundle.manifest.model} has no training part; build one that has")
-    runtime = TrainingRuntime(bundle.files["training"], bundle.manifest.training)
-    base = tensors.load(bundle.files["weights"])
-    clients = _clients(bundle, train, scenario)
-    grid = VirtualGrid(clients, runtime, like=base, seed=config.seed, progress=on_progress)
-    journal = _ScoringJournal(runtime, bundle.transform.apply(test.x), test.y, on_score)
-    plan = Plan(config, len(clients), 1)
-    run_rounds(make_strategy(config, cohort=len(clients), smallest=1), grid, journal, plan, base)
-    return Outcome(journal.scores, journal.last, [len(client.y) for client in clients.values()])
+    rows = _dealt(learning.labels, scenario)
+    strategy = make_strategy(config, cohort=len(rows), smallest=1)
+    # Only these are known to learn nothing from replies but their weighted sum; not what derives from them.
+    fold = type(strategy) in {flower.FedAvg, flower.FedProx}
+    grid = learning.grid(rows, seed=config.seed, fold=fold, progress=on_progress)
+    journal = _ScoringJournal(learning.measure, on_score)
+    run_rounds(strategy, grid, journal, Plan(config, len(rows), 1), learning.start)
+    return Outcome(journal.scores, journal.last, [len(each) for each in rows.values()])
 
 
-def _clients(bundle: Bundle, train: Samples, scenario: Scenario) -> dict[str, VirtualClient]:
+def _dealt(labels: np.ndarray, scenario: Scenario) -> dict[str, np.ndarray]:
     seed = scenario.config.seed
     if scenario.alpha is None:
-        parts = partition.iid(len(train.y), scenario.clients, seed=seed)
+        parts = partition.iid(len(labels), scenario.clients, seed=seed)
     else:
-        parts = partition.dirichlet(train.y, scenario.clients, alpha=scenario.alpha, seed=seed)
-    x = bundle.transform.apply(train.x)
-    return {f"client-{number:05d}": VirtualClient(x[rows], train.y[rows]) for number, rows in enumerate(parts)}
+        parts = partition.dirichlet(labels, scenario.clients, alpha=scenario.alpha, seed=seed)
+    return {f"client-{number:05d}": rows for number, rows in enumerate(parts)}
 
 
 class _ScoringJournal:
     """`loop.Journal` in memory, which scores each round's weights on the central test set."""
 
-    def __init__(
-        self, runtime: TrainingRuntime, x: np.ndarray, y: np.ndarray, on_score: Callable[[RoundScore], None]
-    ) -> None:
-        self._runtime, self._x, self._y, self._on_score = runtime, x, y, on_score
+    def __init__(self, measure: Callable[[Arrays], dict[str, float]], on_score: Callable[[RoundScore], None]) -> None:
+        self._measure, self._on_score = measure, on_score
         self.last: Arrays = {}
         self.scores: list[RoundScore] = []
 
@@ -129,7 +140,7 @@ class _ScoringJournal:
     def commit(self, result: RoundResult) -> None:
         if result.kind == "evaluate" and result.round > 0:
             return  # these weights were scored when they were trained
-        found = measure(self._runtime, self.last, self._x, self._y)
-        score = RoundScore(result.round, result.replies, found["accuracy"], found["loss"])
+        found = self._measure(self.last)
+        score = RoundScore(result.round, result.replies, found["accuracy"], found["loss"], len(result.failures))
         self.scores.append(score)
         self._on_score(score)

@@ -30,6 +30,21 @@ def use_tensorflow() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+def use_torch() -> None:
+    """Choose torch as Keras' backend, for what trains and does not convert; call it before keras comes in.
+
+    Raises:
+        RuntimeError: Keras was imported with another backend.
+    """
+    os.environ.update(_SETTINGS | {"KERAS_BACKEND": "torch"})
+    with quiet_stderr():
+        import keras
+
+        keras.utils.set_random_seed(0)  # imports TensorFlow, which complains, where there is one
+    if keras.backend.backend() != "torch":
+        raise RuntimeError(f"Keras runs on {keras.backend.backend()} in this process; torch comes too late")
+
+
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Hold back what native code writes to file descriptor 2; if the block raises, it is written after all."""

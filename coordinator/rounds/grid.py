@@ -106,6 +106,10 @@ class GridBase(flower.Grid):
     def close(self, ids: Sequence[str]) -> None:
         """Nobody waits for these any more. Does nothing unless a subclass can make use of it."""
 
+    def answered(self, replies: Sequence[Message]) -> int:
+        """Devices that answered well, of the replies that `send_and_receive` gave."""
+        return sum(not message.has_error() for message in replies)
+
     def begin_round(self) -> None:
         """Forget failures and counts of the round before."""
         self.failures, self.counts = {}, {}

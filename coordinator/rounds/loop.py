@@ -144,7 +144,7 @@ def _evaluate(strategy: Strategy, grid: GridBase, plan: Plan, number: int, weigh
 
 
 def _require(grid: GridBase, plan: Plan, number: int, messages: list[Message], replies: list[Message]) -> int:
-    good = sum(not message.has_error() for message in replies)
+    good = grid.answered(replies)
     needed = quorum(plan.config, len(messages), smallest=plan.smallest)
     if good < needed:
         reasons = "; ".join(f"{device}: {reason}" for device, reason in sorted(grid.failures.items()))

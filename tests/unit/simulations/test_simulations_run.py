@@ -12,6 +12,7 @@ from coordinator.rounds.settings import RunConfig, device_seed
 from edge_agent import training
 from edge_agent.training import TrainingRuntime
 from simulations import cli
+from simulations.device_loop import DeviceLoop
 from simulations.errors import SimulationError
 from simulations.run import RoundScore, Samples, Scenario, simulate
 from simulations.virtual_grid import VirtualClient, VirtualGrid
@@ -34,7 +35,8 @@ CONFIG = RunConfig(rounds=3, epochs=2, learning_rate=0.2, fraction=0.5)
 
 def test_accuracy_on_the_test_set_grows_round_by_round():
     told = []
-    outcome = simulate(zero_bundle(), samples(300, 1), samples(200, 2), Scenario(6, 0.5, CONFIG), on_score=told.append)
+    learning = DeviceLoop(zero_bundle(), samples(300, 1), samples(200, 2))
+    outcome = simulate(learning, Scenario(6, 0.5, CONFIG), on_score=told.append)
     assert [score.round for score in outcome.scores] == [0, 1, 2, 3]
     assert [score.clients for score in outcome.scores] == [6, 3, 3, 3]
     assert outcome.scores[-1].accuracy > max(0.7, outcome.scores[0].accuracy)
@@ -45,7 +47,8 @@ def test_accuracy_on_the_test_set_grows_round_by_round():
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     def weights(seed: int) -> bytes:
         config = RunConfig(rounds=2, epochs=1, fraction=0.5, seed=seed)
-        outcome = simulate(zero_bundle(), samples(120, 1), samples(30, 2), Scenario(4, 1.0, config))
+        learning = DeviceLoop(zero_bundle(), samples(120, 1), samples(30, 2))
+        outcome = simulate(learning, Scenario(4, 1.0, config))
         return tensors.dump(outcome.weights)
 
     assert weights(1) == weights(1)
@@ -93,7 +96,7 @@ def test_a_client_that_diverges_fails_alone():
 def test_a_bundle_that_cannot_train_is_refused():
     made = bundle.unpack(agent_bundles.make(training=None))
     with pytest.raises(SimulationError, match="no training part"):
-        simulate(made, samples(20, 1), samples(20, 2), Scenario(2, None, CONFIG))
+        DeviceLoop(made, samples(20, 1), samples(20, 2))
 
 
 @pytest.mark.slow
@@ -114,7 +117,8 @@ def test_the_command_prints_json_and_nothing_else(tmp_path):
     )
     (tmp_path / "bundle.zip").write_bytes(agent_bundles.make())
     command = [sys.executable, "-m", "fieldfare", "simulate", str(task)]
-    options = ["--bundle", str(tmp_path / "bundle.zip"), "--clients", "3", "--rounds", "2", "--alpha", "1.0", "--json"]
+    options = ["--bundle", str(tmp_path / "bundle.zip"), "--engine", "device", "--clients", "3", "--rounds", "2"]
+    options += ["--alpha", "1.0", "--json"]
     shown = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     found = json.loads(shown.stdout)
     assert [score["round"] for score in found["rounds"]] == [0, 1, 2]
@@ -125,7 +129,7 @@ def test_the_command_prints_json_and_nothing_else(tmp_path):
         ("--fraction", "2", "fraction = 2.0 is out of range"),
         ("--alpha", "-1", "alpha = -1.0: the concentration must be"),
     ):
-        failed = subprocess.run([*command, *options[:2], option, value], capture_output=True, text=True, check=False)
+        failed = subprocess.run([*command, *options[:4], option, value], capture_output=True, text=True, check=False)
         assert failed.returncode == 1
         assert f"fieldfare: {sentence}" in failed.stderr
         assert "Traceback" not in failed.stderr

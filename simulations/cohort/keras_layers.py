@@ -1,0 +1,190 @@
+"""A Keras model in torch's own functions: weights stay in Keras' layout, so that they go to devices as they are.
+
+Keras under its torch backend copies images to channels last inside a layer, which `vmap` cannot follow. Here are the
+layers of a chain that simulations know; any other is refused by name.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from contract.tensors import Arrays
+from simulations.cohort.learner import Dense, Learner, Weights
+from simulations.errors import SimulationError
+
+Step = Callable[[Weights, Tensor], Tensor]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": functional.elu,
+    "silu": functional.silu,
+}
+
+
+def learner(model: Any, arrays: Arrays, classes: int) -> Learner:
+    """The learner of a chain of Keras layers.
+
+    Args:
+        model: a built Keras model.
+        arrays: its weights.
+        classes: its logits.
+
+    Raises:
+        SimulationError: a model that is no chain, or a layer that has no torch form here or is frozen.
+    """
+    if type(model).__name__ != "Sequential":
+        raise SimulationError(f"{model.name} is a {type(model).__name__}; simulations train Sequential Keras models")
+    names = tuple(arrays)
+    steps = [_step(layer, names) for layer in model.layers]
+    steady = [
+        step for step, layer in zip(steps, model.layers, strict=True) if type(layer).__name__ != "Dropout"
+    ]  # what there is besides training
+
+    def logits(given: Weights, x: Tensor, training: bool) -> Tensor:
+        for step in steps if training else steady:
+            x = step(given, x)
+        return x
+
+    return Learner(names, arrays, logits, classes, _stack(model.layers, names))
+
+
+def _step(layer: Any, names: tuple[str, ...]) -> Step:
+    kind = type(layer).__name__
+    if layer.weights and not layer.trainable:
+        raise SimulationError(f"layer {layer.name!r} is frozen; simulations train every weight")
+    make = _LAYERS.get(kind)
+    if make is None:
+        known = ", ".join(sorted(_LAYERS))
+        raise SimulationError(f"layer {layer.name!r} ({kind}) cannot be simulated; known are {known}")
+    return make(layer, names)
+
+
+def _index(variable: Any, names: tuple[str, ...]) -> int:
+    return names.index(variable.path)
+
+
+def _activation(layer: Any) -> Callable[[Tensor], Tensor]:
+    name = getattr(layer.activation, "__name__", str(layer.activation))
+    if name not in _ACTIVATIONS:
+        raise SimulationError(f"layer {layer.name!r}: activation {name} cannot be simulated; {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _dense(layer: Any, names: tuple[str, ...]) -> Step:
+    kernel, after = _index(layer.kernel, names), _activation(layer)
+    bias = _index(layer.bias, names) if layer.use_bias else None
+
+    def step(w: Weights, x: Tensor) -> Tensor:
+        x = x @ w[kernel]
+        return after(x if bias is None else x + w[bias])
+
+    return step
+
+
+def _convolution(layer: Any, names: tuple[str, ...]) -> Step:
+    if layer.groups != 1 or layer.data_format != "channels_last" or layer.padding not in {"same", "valid"}:
+        raise SimulationError(f"layer {layer.name!r}: groups, channels first and causal padding cannot be simulated")
+    kernel, after, rank = _index(layer.kernel, names), _activation(layer), len(layer.kernel_size)
+    bias = _index(layer.bias, names) if layer.use_bias else None
+    convolve = {1: functional.conv1d, 2: functional.conv2d}[rank]
+    inside, outside = (0, rank + 1, *range(1, rank + 1)), (0, *range(2, rank + 2), 1)
+    spatial = tuple(range(rank))
+
+    def step(w: Weights, x: Tensor) -> Tensor:
+        x = x.permute(inside)
+        if layer.padding == "same":
+            x = functional.pad(x, _same(x.shape[2:], layer.kernel_size, layer.strides, layer.dilation_rate))
+        weight = w[kernel].permute(rank + 1, rank, *spatial)
+        x = convolve(x, weight, None if bias is None else w[bias], layer.strides, 0, layer.dilation_rate)
+        return after(x.permute(outside))
+
+    return step
+
+
+def _same(sizes: Any, kernel: Any, strides: Any, dilation: Any) -> list[int]:
+    """Padding as TensorFlow's `same`, in torch's order: the last axis first, more at the end."""
+    found: list[int] = []
+    for size, width, stride, apart in zip(sizes, kernel, strides, dilation, strict=True):
+        missing = max((math.ceil(size / stride) - 1) * stride + (width - 1) * apart + 1 - size, 0)
+        found = [missing // 2, missing - missing // 2, *found]
+    return found
+
+
+def _pooling(layer: Any, _names: tuple[str, ...]) -> Step:
+    rank, mean = len(layer.pool_size), "Average" in type(layer).__name__
+    if layer.padding != "valid" or layer.data_format != "channels_last":
+        raise SimulationError(f"layer {layer.name!r}: only valid padding and channels last can be simulated")
+    pools: dict[tuple[int, bool], Callable[..., Tensor]] = {
+        (1, False): functional.max_pool1d,
+        (2, False): functional.max_pool2d,
+        (1, True): functional.avg_pool1d,
+        (2, True): functional.avg_pool2d,
+    }
+    pool, inside, outside = pools[rank, mean], (0, rank + 1, *range(1, rank + 1)), (0, *range(2, rank + 2), 1)
+    return lambda _w, x: pool(x.permute(inside), tuple(layer.pool_size), tuple(layer.strides)).permute(outside)
+
+
+def _global_pooling(layer: Any, _names: tuple[str, ...]) -> Step:
+    if "Average" in type(layer).__name__:
+        return lambda _w, x: x.mean(dim=tuple(range(1, x.ndim - 1)))
+    return lambda _w, x: x.amax(dim=tuple(range(1, x.ndim - 1)))
+
+
+def _norm(layer: Any, names: tuple[str, ...]) -> Step:
+    if list(layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]) not in (
+        [-1],
+        [len(layer.gamma.shape)],
+    ):
+        raise SimulationError(f"layer {layer.name!r}: only normalization over the last axis can be simulated")
+    scale, shift = _index(layer.gamma, names), _index(layer.beta, names)
+
+    def step(w: Weights, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], w[scale], w[shift], layer.epsilon)
+
+    return step
+
+
+def _applied(function: Callable[[Tensor], Tensor]) -> Step:
+    return lambda _w, x: function(x)
+
+
+_LAYERS: dict[str, Callable[[Any, tuple[str, ...]], Step]] = {
+    "InputLayer": lambda _layer, _names: lambda _w, x: x,
+    "Dense": _dense,
+    "Conv1D": _convolution,
+    "Conv2D": _convolution,
+    "MaxPooling1D": _pooling,
+    "MaxPooling2D": _pooling,
+    "AveragePooling1D": _pooling,
+    "AveragePooling2D": _pooling,
+    "GlobalAveragePooling1D": _global_pooling,
+    "GlobalAveragePooling2D": _global_pooling,
+    "GlobalMaxPooling1D": _global_pooling,
+    "GlobalMaxPooling2D": _global_pooling,
+    "LayerNormalization": _norm,
+    "Flatten": lambda _layer, _names: lambda _w, x: x.flatten(1),
+    "Reshape": lambda layer, _names: lambda _w, x: x.reshape(len(x), *layer.target_shape),
+    "ReLU": lambda _layer, _names: lambda _w, x: torch.relu(x),
+    "Activation": lambda layer, _names: _applied(_activation(layer)),
+    "Dropout": lambda layer, _names: lambda _w, x: functional.dropout(x, layer.rate),
+}
+
+
+def _stack(layers: list[Any], names: tuple[str, ...]) -> tuple[Dense, ...]:
+    """The dense layers, where there is nothing else but flattening before them."""
+    rest = [layer for layer in layers if type(layer).__name__ not in {"InputLayer", "Flatten"}]
+    if any(type(layer).__name__ != "Dense" or not layer.use_bias for layer in rest):
+        return ()
+    kinds = [layer.activation.__name__ for layer in rest]
+    if not kinds or kinds != ["relu"] * (len(kinds) - 1) + ["linear"]:
+        return ()
+    return tuple(
+        Dense(_index(layer.kernel, names), _index(layer.bias, names), transposed=False, relu=kind == "relu")
+        for layer, kind in zip(rest, kinds, strict=True)
+    )

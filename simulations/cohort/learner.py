@@ -1,0 +1,126 @@
+"""An architecture as the engine sees it: weights by name, logits as a function of weights and samples."""
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from cloud.learning import torch_model
+from cloud.learning.task import Task
+from contract.tensors import Arrays
+from simulations.errors import SimulationError
+
+Weights = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer: where its kernel and bias stand among the weights, and what follows it.
+
+    Attributes:
+        kernel, bias: indices.
+        transposed: whether the kernel is (out, in), as torch keeps it, and not (in, out), as Keras does.
+        relu: whether ReLU follows.
+    """
+
+    kernel: int
+    bias: int
+    transposed: bool
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained.
+
+    Attributes:
+        names: of the weights, in order.
+        start: the weights of a fresh model, float32.
+        logits: weights, samples (n, *input) and whether this is training to logits (n, classes).
+        classes: how many.
+        stack: the layers, where the model is nothing but dense layers and ReLU on flattened samples; else empty.
+    """
+
+    names: tuple[str, ...]
+    start: Arrays
+    logits: Callable[[Weights, Tensor, bool], Tensor]
+    classes: int
+    stack: tuple[Dense, ...] = ()
+
+
+def of_task(task: Task, *, seed: int) -> Learner:
+    """The learner of a torch task, or of a Keras task whose layers have a torch form.
+
+    Raises:
+        TaskError: `build_model` gives no model of the task.
+        SimulationError: a Keras layer without a torch form here.
+    """
+    if task.framework == "torch":
+        return of_module(torch_model.build(task, seed=seed), len(task.labels))
+    from cloud.learning import weights
+    from cloud.learning.backend import use_torch
+    from simulations.cohort import keras_layers
+
+    use_torch()
+    model = weights.build(task, seed=seed)
+    return keras_layers.learner(model, weights.get(model), len(task.labels))
+
+
+def of_module(module: torch.nn.Module, classes: int) -> Learner:
+    """The learner of a module: all of its floating-point parameters are trained.
+
+    Raises:
+        SimulationError: parameters that are frozen, or not float32.
+    """
+    parameters = dict(module.named_parameters())
+    frozen = [name for name, value in parameters.items() if not value.requires_grad]
+    if frozen:
+        raise SimulationError(f"{frozen[0]} is frozen; simulations train every parameter")
+    names = tuple(parameters)
+    buffers = [name for name, value in module.named_buffers() if value.is_floating_point()]
+    if buffers:
+        raise SimulationError(
+            f"{buffers[0]}: a buffer that training changes, as BatchNorm has; use GroupNorm or LayerNorm in simulations"
+        )
+
+    held = threading.local()  # a call puts the weights into the module for as long as it takes
+
+    def logits(given: Weights, x: Tensor, training: bool) -> Tensor:
+        if not hasattr(held, "module"):
+            held.module = copy.deepcopy(module)
+        held.module.train(training)
+        found: Tensor = functional_call(held.module, dict(zip(names, given, strict=True)), (x,))
+        return found
+
+    return Learner(names, torch_model.get(module), logits, classes, stack(module, names))
+
+
+def stack(module: torch.nn.Module, names: Sequence[str]) -> tuple[Dense, ...]:
+    """A Sequential's dense layers; empty where it is anything else."""
+    layers = list(module.named_children()) if isinstance(module, torch.nn.Sequential) else []
+    found: list[Dense] = []
+    for name, layer in layers:
+        if isinstance(layer, torch.nn.Linear) and layer.bias is not None:
+            found.append(Dense(names.index(f"{name}.weight"), names.index(f"{name}.bias"), transposed=True, relu=False))
+        elif isinstance(layer, torch.nn.ReLU) and found and not found[-1].relu:
+            last = found.pop()
+            found.append(Dense(last.kernel, last.bias, last.transposed, relu=True))
+        elif not (isinstance(layer, torch.nn.Flatten) and layer.start_dim == 1 and not found):
+            return ()
+    return tuple(found) if all(each.relu for each in found[:-1]) and found and not found[-1].relu else ()
+
+
+def torch_weights(arrays: Arrays, names: Sequence[str]) -> Weights:
+    """Weights as tensors, in order; they share memory with `arrays`, nobody writes to them."""
+    return [torch.from_numpy(arrays[name]) for name in names]
+
+
+def loss_and_hits(logits: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+    """Mean cross-entropy over the samples that count, and how many of them were right."""
+    losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    return (losses * mask).sum() / mask.sum().clamp(min=1), ((logits.argmax(-1) == y) * mask).sum()

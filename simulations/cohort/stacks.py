@@ -1,0 +1,179 @@
+"""Kernels for stacks of dense layers: forward and backward by hand, batched over clients, with SGD inside a product.
+
+A layer's weights of K clients are one array, and `W -= rate * H^T dZ` is one batched product that never makes the
+gradient. Where a client sees fewer samples than the layer is wide, its weights are not even made. After some steps
+
+    W_k = W_0 - H^T dZ            H: its inputs so far, dZ: their slopes times the rate
+
+so that an output is a product with the common W_0 less a small correction, `H_t W_0 - (H_t H^T) dZ`, and the sum over
+all clients is one product, too. This is exact for plain SGD.
+"""
+
+import torch
+from torch import Tensor
+
+from simulations.cohort.chunk import Chunk, Result, finish, told
+from simulations.cohort.learner import Dense, Learner, Weights
+from simulations.cohort.reference import Moments
+
+_IMPLICIT = 0.5  # of the narrower side of a layer: for so many samples a client's weights are not worth making
+
+
+class Stacks:
+    """Trains models that are nothing but dense layers and ReLU."""
+
+    name = "dense kernels"
+
+    def __init__(self, learner: Learner) -> None:
+        """Train this learner, which has a `stack`."""
+        self._layers = learner.stack
+
+    def train(self, start: Weights, chunk: Chunk, *, keep: bool) -> Result:
+        """See `chunk.Path`."""
+        with torch.no_grad():
+            return _Training(self._layers, start, chunk).run(keep=keep)
+
+
+class _Training:
+    """One chunk on its way. Kernels are (in, out) here, whatever the model keeps."""
+
+    def __init__(self, layers: tuple[Dense, ...], start: Weights, chunk: Chunk) -> None:
+        self._layers, self._start, self._chunk = layers, start, chunk
+        clients, samples = chunk.y.shape
+        self._x, self._y = chunk.x.flatten(2), chunk.y.unsqueeze(2)
+        self._kernels = [
+            start[each.kernel].t().contiguous() if each.transposed else start[each.kernel] for each in layers
+        ]
+        plain = chunk.local.plain
+        self._implicit = [plain and samples <= _IMPLICIT * min(kernel.shape) for kernel in self._kernels]
+        # A client's own kernels; or, where they are not made, its inputs and slopes so far.
+        self._own = [kernel.repeat(0 if implicit else clients, 1, 1) for implicit, kernel in self._paired()]
+        self._bias = [start[each.bias].repeat(clients, 1, 1) for each in layers]
+        self._inputs = [
+            self._x if index == 0 else self._x.new_zeros(clients if implicit else 0, samples, len(kernel))
+            for index, (implicit, kernel) in enumerate(self._paired())
+        ]
+        self._slopes = [
+            self._x.new_zeros(clients if implicit else 0, samples, kernel.shape[1])
+            for implicit, kernel in self._paired()
+        ]
+        scale = chunk.mask / chunk.mask.sum(2, keepdim=True).clamp(min=1)
+        self._scale = (scale * chunk.rate.view(-1, 1, 1) if plain else scale).view(clients, samples, 1)
+        self._moments = None if plain else Moments(self._parameters(clients), chunk.local)
+        self._losses, self._hits = torch.zeros_like(self._scale), torch.zeros_like(self._scale)
+        self._common = [
+            (self._x.reshape(-1, len(kernel)) @ kernel).view(clients, samples, -1) if implicit and index == 0 else None
+            for index, (implicit, kernel) in enumerate(self._paired())
+        ]
+
+    def _paired(self) -> list[tuple[bool, Tensor]]:
+        return list(zip(self._implicit, self._kernels, strict=True))
+
+    def _parameters(self, clients: int) -> Weights:
+        return [each[:clients] for pair in zip(self._own, self._bias, strict=True) for each in pair]
+
+    def run(self, *, keep: bool) -> Result:
+        chunk, batch = self._chunk, self._chunk.local.batch
+        for step, active in enumerate(chunk.active()):
+            self._step(slice(0, active), slice(step * batch, (step + 1) * batch))
+        shape = chunk.mask.shape
+        losses, hits = (
+            (each.view(shape) * chunk.last).sum((1, 2)) / chunk.examples for each in (self._losses, self._hits)
+        )
+        if keep or not any(self._implicit):
+            return finish(self._start, chunk, losses, hits, self._weights(), keep=keep)
+        return self._folded(losses, hits)
+
+    def _step(self, who: slice, taken: slice) -> None:
+        inputs = [self._x[who, taken]]
+        for index, layer in enumerate(self._layers):
+            z = self._forward(index, inputs[-1], who, taken)
+            inputs.append(z.relu_() if layer.relu else z)
+        y, logs = self._y[who, taken], torch.log_softmax(inputs[-1], 2)
+        self._losses[who, taken] = logs.gather(2, y).neg_()
+        self._hits[who, taken] = (inputs[-1].argmax(2, keepdim=True) == y).to(logs.dtype)
+        slopes = logs.exp_()
+        slopes.scatter_add_(2, y, slopes.new_full((1, 1, 1), -1.0).expand_as(y))
+        slopes *= self._scale[who, taken]
+        gradients: Weights = []
+        for index in reversed(range(len(self._layers))):
+            before = self._backward(index, slopes, who, taken).mul_(inputs[index] > 0) if index else None
+            if self._moments is None:
+                self._descend(index, inputs[index], slopes, who, taken)
+            else:
+                gradients[:0] = [torch.bmm(inputs[index].mT, slopes), slopes.sum(1, keepdim=True)]
+            slopes = slopes if before is None else before
+        if self._moments is not None:
+            self._move(self._moments, gradients, who)
+
+    def _forward(self, index: int, h: Tensor, who: slice, taken: slice) -> Tensor:
+        """Outputs of a layer before ReLU."""
+        if not self._implicit[index]:
+            return torch.baddbmm(self._bias[index][who], h, self._own[index][who])
+        common = self._common[index]
+        product = h.reshape(-1, h.shape[2]) @ self._kernels[index] if common is None else common[who, taken]
+        z = product.reshape(*h.shape[:2], -1) + self._bias[index][who]
+        if index:
+            self._inputs[index][who, taken] = h
+        if taken.start:
+            past = self._inputs[index][who, : taken.start], self._slopes[index][who, : taken.start]
+            z.baddbmm_(torch.bmm(h, past[0].mT), past[1], alpha=-1)
+        return z
+
+    def _backward(self, index: int, slopes: Tensor, who: slice, taken: slice) -> Tensor:
+        """Slopes of a layer's inputs."""
+        if not self._implicit[index]:
+            return torch.bmm(slopes, self._own[index][who].mT)
+        before = (slopes.reshape(-1, slopes.shape[2]) @ self._kernels[index].t()).view(*slopes.shape[:2], -1)
+        if taken.start:
+            past = self._inputs[index][who, : taken.start], self._slopes[index][who, : taken.start]
+            before.baddbmm_(torch.bmm(slopes, past[1].mT), past[0], alpha=-1)
+        return before
+
+    def _descend(self, index: int, h: Tensor, slopes: Tensor, who: slice, taken: slice) -> None:
+        """A step of plain SGD; the rate is in the slopes."""
+        self._bias[index][who].sub_(slopes.sum(1, keepdim=True))
+        if self._implicit[index]:
+            self._slopes[index][who, taken] = slopes
+        else:
+            self._own[index][who].baddbmm_(h.mT, slopes, alpha=-1)
+
+    def _move(self, moments: Moments, gradients: Weights, who: slice) -> None:
+        moments.narrow(who.stop)
+        now = self._parameters(who.stop)
+        anchor = [
+            each
+            for pair in zip(self._kernels, (self._start[b.bias] for b in self._layers), strict=True)
+            for each in pair
+        ]
+        for each, new in zip(now, moments.step(now, gradients, anchor, self._chunk.rate[who]), strict=True):
+            each.copy_(new)
+
+    def _weights(self) -> Weights:
+        """Of each client, in the model's order and layout."""
+        found = list(self._start)
+        for index, layer in enumerate(self._layers):
+            own = self._own[index]
+            if self._implicit[index]:
+                own = self._kernels[index] - torch.bmm(self._inputs[index].mT, self._slopes[index])
+            found[layer.kernel] = own.mT if layer.transposed else own
+            found[layer.bias] = self._bias[index].squeeze(1)
+        return found
+
+    def _folded(self, losses: Tensor, hits: Tensor) -> Result:
+        """The change of all without anybody's weights; where something is not finite, the long way says whose it is."""
+        chunk, change, share = self._chunk, list(self._start), self._chunk.examples
+        for index, layer in enumerate(self._layers):
+            if self._implicit[index]:
+                weighed = self._slopes[index] * share.view(-1, 1, 1)
+                inputs = self._inputs[index]
+                kernel = (inputs.reshape(-1, inputs.shape[2]).t() @ weighed.view(-1, weighed.shape[2])).neg_()
+            else:
+                own = self._own[index]
+                kernel = torch.mv(own.flatten(1).t(), share).view(own.shape[1:])
+                kernel.sub_(self._kernels[index], alpha=float(share.sum()))
+            change[layer.kernel] = kernel.t() if layer.transposed else kernel
+            change[layer.bias] = share @ (self._bias[index].squeeze(1) - self._start[layer.bias])
+        if torch.isfinite(losses).all() and all(torch.isfinite(each).all() for each in change):
+            return Result(change, told(chunk, losses, hits), None)
+        return finish(self._start, chunk, losses, hits, self._weights(), keep=False)
