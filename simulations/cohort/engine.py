@@ -101,6 +101,11 @@ class Engine:
         if wanted not in {"", Vmapped.name}:
             raise SimulationError(f"no path {wanted!r}; there are {', '.join(_CHUNK)}")
         found, loop = Vmapped(learner), Reference(learner)
+        if learner.trained < len(learner.names):
+            if wanted:
+                raise SimulationError(f"{learner.names[learner.trained]} is kept by batch, which {wanted} cannot do")
+            logger.warning("clients train one by one, for %s is kept by batch", learner.names[learner.trained])
+            return loop
         try:
             seconds = self._seconds(found)
         except Exception as error:  # whatever a user's model raises under vmap

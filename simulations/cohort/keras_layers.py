@@ -16,7 +16,7 @@ from contract.tensors import Arrays
 from simulations.cohort.learner import Dense, Learner, Weights
 from simulations.errors import SimulationError
 
-Step = Callable[[Weights, Tensor], Tensor]
+Step = Callable[[Weights, Tensor, bool], Tensor]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": torch.relu,
@@ -27,12 +27,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def learner(model: Any, arrays: Arrays, classes: int) -> Learner:
+def learner(model: Any, arrays: Arrays, trained: int, classes: int) -> Learner:
     """The learner of a chain of Keras layers.
 
     Args:
         model: a built Keras model.
         arrays: its weights.
+        trained: how many of them are trained; the others are moments of BatchNormalization.
         classes: its logits.
 
     Raises:
@@ -42,16 +43,13 @@ def learner(model: Any, arrays: Arrays, classes: int) -> Learner:
         raise SimulationError(f"{model.name} is a {type(model).__name__}; simulations train Sequential Keras models")
     names = tuple(arrays)
     steps = [_step(layer, names) for layer in model.layers]
-    steady = [
-        step for step, layer in zip(steps, model.layers, strict=True) if type(layer).__name__ != "Dropout"
-    ]  # what there is besides training
 
     def logits(given: Weights, x: Tensor, training: bool) -> Tensor:
-        for step in steps if training else steady:
-            x = step(given, x)
+        for step in steps:
+            x = step(given, x, training)
         return x
 
-    return Learner(names, arrays, logits, classes, _stack(model.layers, names))
+    return Learner(names, trained, arrays, logits, classes, _stack(model.layers, names))
 
 
 def _step(layer: Any, names: tuple[str, ...]) -> Step:
@@ -80,7 +78,7 @@ def _dense(layer: Any, names: tuple[str, ...]) -> Step:
     kernel, after = _index(layer.kernel, names), _activation(layer)
     bias = _index(layer.bias, names) if layer.use_bias else None
 
-    def step(w: Weights, x: Tensor) -> Tensor:
+    def step(w: Weights, x: Tensor, _training: bool) -> Tensor:
         x = x @ w[kernel]
         return after(x if bias is None else x + w[bias])
 
@@ -96,7 +94,7 @@ def _convolution(layer: Any, names: tuple[str, ...]) -> Step:
     inside, outside = (0, rank + 1, *range(1, rank + 1)), (0, *range(2, rank + 2), 1)
     spatial = tuple(range(rank))
 
-    def step(w: Weights, x: Tensor) -> Tensor:
+    def step(w: Weights, x: Tensor, _training: bool) -> Tensor:
         x = x.permute(inside)
         if layer.padding == "same":
             x = functional.pad(x, _same(x.shape[2:], layer.kernel_size, layer.strides, layer.dilation_rate))
@@ -127,13 +125,15 @@ def _pooling(layer: Any, _names: tuple[str, ...]) -> Step:
         (2, True): functional.avg_pool2d,
     }
     pool, inside, outside = pools[rank, mean], (0, rank + 1, *range(1, rank + 1)), (0, *range(2, rank + 2), 1)
-    return lambda _w, x: pool(x.permute(inside), tuple(layer.pool_size), tuple(layer.strides)).permute(outside)
+    return lambda _w, x, _training: pool(x.permute(inside), tuple(layer.pool_size), tuple(layer.strides)).permute(
+        outside
+    )
 
 
 def _global_pooling(layer: Any, _names: tuple[str, ...]) -> Step:
     if "Average" in type(layer).__name__:
-        return lambda _w, x: x.mean(dim=tuple(range(1, x.ndim - 1)))
-    return lambda _w, x: x.amax(dim=tuple(range(1, x.ndim - 1)))
+        return lambda _w, x, _training: x.mean(dim=tuple(range(1, x.ndim - 1)))
+    return lambda _w, x, _training: x.amax(dim=tuple(range(1, x.ndim - 1)))
 
 
 def _norm(layer: Any, names: tuple[str, ...]) -> Step:
@@ -144,18 +144,38 @@ def _norm(layer: Any, names: tuple[str, ...]) -> Step:
         raise SimulationError(f"layer {layer.name!r}: only normalization over the last axis can be simulated")
     scale, shift = _index(layer.gamma, names), _index(layer.beta, names)
 
-    def step(w: Weights, x: Tensor) -> Tensor:
+    def step(w: Weights, x: Tensor, _training: bool) -> Tensor:
         return functional.layer_norm(x, x.shape[-1:], w[scale], w[shift], layer.epsilon)
 
     return step
 
 
+def _batch_norm(layer: Any, names: tuple[str, ...]) -> Step:
+    last = layer.axis % layer.input_spec.ndim == layer.input_spec.ndim - 1
+    if not (layer.scale and layer.center and last):
+        raise SimulationError(f"layer {layer.name!r}: only scale and center over the last axis can be simulated")
+    scale, shift = _index(layer.gamma, names), _index(layer.beta, names)
+    means, variances = _index(layer.moving_mean, names), _index(layer.moving_variance, names)
+
+    def step(w: Weights, x: Tensor, training: bool) -> Tensor:
+        mean, variance = w[means], w[variances]
+        if training:
+            axes = tuple(range(x.ndim - 1))
+            mean, variance = x.mean(axes), x.var(axes, correction=0)
+            with torch.no_grad():
+                for kept, new in ((w[means], mean), (w[variances], variance)):
+                    kept.lerp_(new, 1 - layer.momentum)
+        return (x - mean) * torch.rsqrt(variance + layer.epsilon) * w[scale] + w[shift]
+
+    return step
+
+
 def _applied(function: Callable[[Tensor], Tensor]) -> Step:
-    return lambda _w, x: function(x)
+    return lambda _w, x, _training: function(x)
 
 
 _LAYERS: dict[str, Callable[[Any, tuple[str, ...]], Step]] = {
-    "InputLayer": lambda _layer, _names: lambda _w, x: x,
+    "InputLayer": lambda _layer, _names: lambda _w, x, _training: x,
     "Dense": _dense,
     "Conv1D": _convolution,
     "Conv2D": _convolution,
@@ -168,11 +188,12 @@ _LAYERS: dict[str, Callable[[Any, tuple[str, ...]], Step]] = {
     "GlobalMaxPooling1D": _global_pooling,
     "GlobalMaxPooling2D": _global_pooling,
     "LayerNormalization": _norm,
-    "Flatten": lambda _layer, _names: lambda _w, x: x.flatten(1),
-    "Reshape": lambda layer, _names: lambda _w, x: x.reshape(len(x), *layer.target_shape),
-    "ReLU": lambda _layer, _names: lambda _w, x: torch.relu(x),
+    "Flatten": lambda _layer, _names: lambda _w, x, _training: x.flatten(1),
+    "Reshape": lambda layer, _names: lambda _w, x, _training: x.reshape(len(x), *layer.target_shape),
+    "ReLU": lambda _layer, _names: lambda _w, x, _training: torch.relu(x),
     "Activation": lambda layer, _names: _applied(_activation(layer)),
-    "Dropout": lambda layer, _names: lambda _w, x: functional.dropout(x, layer.rate),
+    "Dropout": lambda layer, _names: lambda _w, x, training: functional.dropout(x, layer.rate, training),
+    "BatchNormalization": _batch_norm,
 }
 
 

@@ -39,7 +39,8 @@ class Learner:
     """What is trained.
 
     Attributes:
-        names: of the weights, in order.
+        names: of the weights, in order: what gradients train, then what a model keeps besides, as BatchNorm does.
+        trained: how many of them gradients train; `logits` may write to the others in training.
         start: the weights of a fresh model, float32.
         logits: weights, samples (n, *input) and whether this is training to logits (n, classes).
         classes: how many.
@@ -47,6 +48,7 @@ class Learner:
     """
 
     names: tuple[str, ...]
+    trained: int
     start: Arrays
     logits: Callable[[Weights, Tensor, bool], Tensor]
     classes: int
@@ -68,25 +70,21 @@ def of_task(task: Task, *, seed: int) -> Learner:
 
     use_torch()
     model = weights.build(task, seed=seed)
-    return keras_layers.learner(model, weights.get(model), len(task.labels))
+    return keras_layers.learner(model, weights.get(model), len(weights.trainable(model)), len(task.labels))
 
 
 def of_module(module: torch.nn.Module, classes: int) -> Learner:
-    """The learner of a module: all of its floating-point parameters are trained.
+    """The learner of a module. Its floating-point buffers are averaged over clients like weights.
 
     Raises:
-        SimulationError: parameters that are frozen, or not float32.
+        SimulationError: a parameter that is frozen.
     """
     parameters = dict(module.named_parameters())
     frozen = [name for name, value in parameters.items() if not value.requires_grad]
     if frozen:
         raise SimulationError(f"{frozen[0]} is frozen; simulations train every parameter")
-    names = tuple(parameters)
-    buffers = [name for name, value in module.named_buffers() if value.is_floating_point()]
-    if buffers:
-        raise SimulationError(
-            f"{buffers[0]}: a buffer that training changes, as BatchNorm has; use GroupNorm or LayerNorm in simulations"
-        )
+    arrays = torch_model.get(module)
+    names = (*parameters, *(name for name in arrays if name not in parameters))
 
     held = threading.local()  # a call puts the weights into the module for as long as it takes
 
@@ -97,7 +95,8 @@ def of_module(module: torch.nn.Module, classes: int) -> Learner:
         found: Tensor = functional_call(held.module, dict(zip(names, given, strict=True)), (x,))
         return found
 
-    return Learner(names, torch_model.get(module), logits, classes, stack(module, names))
+    start = {name: arrays[name] for name in names}
+    return Learner(names, len(parameters), start, logits, classes, stack(module, names))
 
 
 def stack(module: torch.nn.Module, names: Sequence[str]) -> tuple[Dense, ...]:
@@ -113,11 +112,6 @@ def stack(module: torch.nn.Module, names: Sequence[str]) -> tuple[Dense, ...]:
         elif not (isinstance(layer, torch.nn.Flatten) and layer.start_dim == 1 and not found):
             return ()
     return tuple(found) if all(each.relu for each in found[:-1]) and found and not found[-1].relu else ()
-
-
-def torch_weights(arrays: Arrays, names: Sequence[str]) -> Weights:
-    """Weights as tensors, in order; they share memory with `arrays`, nobody writes to them."""
-    return [torch.from_numpy(arrays[name]) for name in names]
 
 
 def loss_and_hits(logits: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Any]:

@@ -68,7 +68,7 @@ def _applied(transform: Transform, raw: np.ndarray) -> np.ndarray:
         return transform.apply(raw)
     except TransformError:
         transform.check(raw)  # a wrong shape is nothing that one sample has
-    parts = []
+    parts: list[np.ndarray | None] = []
     for sample in raw:
         try:
             parts.append(transform.apply(sample[None]))

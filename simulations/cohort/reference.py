@@ -27,26 +27,28 @@ class Reference:
         return finish(start, chunk, losses, hits, weights, keep=keep)
 
     def _client(self, start: Weights, chunk: Chunk, index: int) -> tuple[Weights, Tensor, Tensor]:
-        weights, batch = [each.clone() for each in start], chunk.local.batch
+        count, batch = self._learner.trained, chunk.local.batch
+        kept = [each.clone() for each in start]  # of one client; a model may write to what gradients do not train
+        weights, kept = kept[:count], kept[count:]
         moments = Moments(weights, chunk.local)
         loss_sum, hits = torch.zeros((), dtype=weights[0].dtype), torch.zeros((), dtype=weights[0].dtype)
         for step in range(chunk.steps):
-            count = int(chunk.mask[index, step].sum())
-            if not count:  # another client of the chunk has more steps
+            samples = int(chunk.mask[index, step].sum())
+            if not samples:  # another client of the chunk has more steps
                 break
-            x, y = (each[index, step * batch : step * batch + count] for each in (chunk.x, chunk.y))
+            x, y = (each[index, step * batch : step * batch + samples] for each in (chunk.x, chunk.y))
             for each in weights:
                 each.requires_grad_()
-            logits = self._learner.logits(weights, x, True)
+            logits = self._learner.logits([*weights, *kept], x, True)
             loss = functional.cross_entropy(logits, y)
             slopes = list(torch.autograd.grad(loss, weights))
             with torch.no_grad():
-                weights = moments.step([each.detach() for each in weights], slopes, start, chunk.rate[index])
+                weights = moments.step([each.detach() for each in weights], slopes, start[:count], chunk.rate[index])
                 if chunk.last[index, step, 0]:
-                    loss_sum += loss.detach() * count
+                    loss_sum += loss.detach() * samples
                     hits += (logits.argmax(-1) == y).sum()
         examples = chunk.examples[index]
-        return weights, loss_sum / examples, hits / examples
+        return [*weights, *kept], loss_sum / examples, hits / examples
 
 
 class Moments:

@@ -197,5 +197,35 @@ def test_what_cannot_be_trained_is_said_in_a_line() -> None:
         Engine(which, x, y).train(which.start, [], Local())
     with pytest.raises(SimulationError, match="no client's training stayed finite"):
         Engine(which, np.full_like(x, np.nan), y).train(which.start, [good], Local())
-    with pytest.raises(SimulationError, match="running_mean: a buffer"):
-        of_module(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4)), CLASSES)
+    frozen = MODELS["softmax"]()
+    frozen[0].bias.requires_grad_(False)
+    with pytest.raises(SimulationError, match=r"0\.bias is frozen"):
+        of_module(frozen, CLASSES)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.1)])
+def test_the_loop_does_what_torch_does(momentum: float, decay: float) -> None:
+    """Its optimiser is torch's, but for weight decay apart from the gradient; BatchNorm keeps its moments."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))
+    which = of_module(module, CLASSES)
+    x, y = population(22)
+    client = Client("c", np.arange(22), 3, 0.1, None)
+    engine = Engine(which, x, y)
+    assert engine.plan["path"] == "one by one"
+    found = engine.train(which.start, [client], Local(batch=8, momentum=momentum, weight_decay=decay)).weights
+    optimiser = torch.optim.SGD(module.train().parameters(), lr=0.1, momentum=momentum)
+    for _ in range(3):
+        for at in (0, 8, 16):
+            loss = nn.functional.cross_entropy(
+                module(torch.from_numpy(x[at : at + 8])), torch.from_numpy(y[at : at + 8])
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(1 - 0.1 * decay)
+            optimiser.step()
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            np.testing.assert_allclose(found[name], value.numpy(), atol=1e-5)

@@ -127,6 +127,15 @@ def test_the_cohort_learns_what_devices_would_have_learnt(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_every_keras_layer_that_simulations_know_does_what_keras_does() -> None:
+    """Logits in inference and in training, and the moments that BatchNormalization keeps."""
+    command = [sys.executable, "-m", "tests.fakes.keras_chain"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for name, differences in told.items():
+        assert max(differences) < 1e-5, (name, differences)
+
+
+@pytest.mark.slow
 def test_the_command_needs_nothing_but_a_task() -> None:
     command = [sys.executable, "-m", "fieldfare", "simulate"]
     run = subprocess.run(
