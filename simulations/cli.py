@@ -36,7 +36,17 @@ def simulate(
     clients: Annotated[int, typer.Option(help="Virtual clients.")] = 10,
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = 5,
     fraction: Annotated[float, typer.Option(help="Share of the clients that trains in a round.")] = 1.0,
-    alpha: Annotated[float | None, typer.Option(help="Dirichlet label skew; without it, clients are alike.")] = None,
+    partition: Annotated[
+        str,
+        typer.Option(
+            help="How samples are dealt out: iid; dirichlet:ALPHA, shards:N or labels:N (skewed classes); "
+            "quantity:ALPHA (skewed sizes); natural (the task's own devices)."
+        ),
+    ] = "iid",
+    alpha: Annotated[float | None, typer.Option(help="The same as --partition dirichlet:ALPHA.")] = None,
+    partition_plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of the partition to this .png file.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Samples of a step; 0 takes the task's. `device` has the bundle's.")] = 0,
     path: Annotated[
         str,
@@ -65,6 +75,8 @@ def simulate(
     from contract import tensors
     from contract.training import Optimizer
     from coordinator.rounds.settings import RunConfig
+    from simulations import partition as partitions
+    from simulations import picture
     from simulations.run import Samples, Scenario
     from simulations.run import simulate as run
 
@@ -79,11 +91,14 @@ def simulate(
         proximal_mu=proximal_mu,
         seed=seed,
     )
+    dealt = partitions.parse(partition if alpha is None else f"dirichlet:{alpha}")
     started = time.monotonic()
     loaded = load_task(task)
     data = loaded.load_data()
     parts = {name: data["part"] == name for name in ("train", "test")}
-    train, test = (Samples(data["x"][parts[name]], data["y"][parts[name]]) for name in ("train", "test"))
+    train, test = (
+        Samples(*(data[column][parts[name]] for column in ("x", "y", "device"))) for name in ("train", "test")
+    )
     live = _Live(shown=sys.stderr.isatty() and not as_json)
     given = _bundle(bundle, model or loaded.name, state) if bundle or model or engine == "device" else None
     learning = _learning(loaded, given, train, test, engine=engine, batch=batch, path=path, seed=seed)
@@ -91,28 +106,30 @@ def simulate(
         typer.echo("{path}, {chunk} clients side by side, {threads} threads".format(**learning.plan), err=True)
     outcome = run(
         learning,
-        Scenario(clients, alpha, config),
+        Scenario(clients, dealt, config),
         on_score=(lambda _score: None) if as_json else live.score,
         on_progress=live.client,
     )
     seconds = time.monotonic() - started
     if out is not None:
-        part = out.with_name(out.name + ".part")
-        part.write_bytes(tensors.dump(outcome.weights))
-        part.replace(out)
+        _write(out, tensors.dump(outcome.weights))
+    if partition_plot is not None:
+        title = f"{loaded.name}: {dealt}"
+        _write(partition_plot, picture.picture(train.y, outcome.parts, loaded.labels, title))
     if as_json:
         scores = [vars(score) for score in outcome.scores]
-        result = {
-            "task": loaded.name,
-            "plan": dict(learning.plan),
-            "rounds": scores,
-            "client_samples": outcome.sizes,
-            "seconds": seconds,
-        }
+        sizes = [len(rows) for rows in outcome.parts]
+        result: dict[str, object] = {"task": loaded.name, "partition": str(dealt), "plan": dict(learning.plan)}
+        result |= {"rounds": scores, "client_samples": sizes, "seconds": seconds}
         typer.echo(json.dumps(result, indent=2))
     else:
-        smallest, largest = min(outcome.sizes), max(outcome.sizes)
-        typer.echo(f"{clients} clients with {smallest} to {largest} samples, {seconds:.1f} s")
+        typer.echo(f"{picture.words(train.y, outcome.parts)}, {seconds:.1f} s")
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _learning(

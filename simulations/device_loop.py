@@ -28,7 +28,7 @@ class DeviceLoop:
         self._runtime = TrainingRuntime(bundle.files["training"], bundle.manifest.training)
         self._x, self._test_x = bundle.transform.apply(train.x), bundle.transform.apply(test.x)
         self._test_y = test.y
-        self.labels = train.y
+        self.labels, self.groups = train.y, train.groups
         self.start: Arrays = tensors.load(bundle.files["weights"])
         self.plan: Mapping[str, str | int] = {"path": "the agent's loop", "chunk": 1, "threads": 1}
 

@@ -1,7 +1,7 @@
 """One simulation: labelled samples dealt out to virtual clients, and Flower's strategy over them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,17 +12,19 @@ from coordinator.rounds.grid import GridBase
 from coordinator.rounds.loop import Plan, make_strategy, run_rounds
 from coordinator.rounds.runs import RoundResult
 from coordinator.rounds.settings import RunConfig, check
-from simulations import partition
+from simulations.partition import Parts
+from simulations.partition import Plan as Partition
 
 Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples (n, *input_shape) of a transform, and classes (n,)."""
+    """Raw samples (n, *input_shape) of a transform, classes (n,), and who each is of by nature (n,)."""
 
     x: np.ndarray
     y: np.ndarray
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.str_))
 
 
 class Learning(Protocol):
@@ -31,11 +33,13 @@ class Learning(Protocol):
     Attributes:
         start: weights where round 1 starts.
         labels: classes of the samples that are dealt out to clients, (n,).
+        groups: who each of them is of by nature, (n,).
         plan: how it trains, for the record.
     """
 
     start: Arrays
     labels: np.ndarray
+    groups: np.ndarray
     plan: Mapping[str, str | int]
 
     def grid(self, rows: Mapping[str, np.ndarray], *, seed: int, fold: bool, progress: Progress) -> GridBase:
@@ -50,13 +54,13 @@ class Scenario:
     """What is simulated.
 
     Attributes:
-        clients: how many.
-        alpha: Dirichlet concentration of labels over clients; None deals evenly.
+        clients: how many, unless the samples say it.
+        partition: how samples are dealt out.
         config: as for a run on the fleet.
     """
 
     clients: int
-    alpha: float | None
+    partition: Partition
     config: RunConfig
 
 
@@ -73,11 +77,11 @@ class RoundScore:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores by round, weights of the last one, and samples of each client."""
+    """Scores by round, weights of the last one, and which samples each client had."""
 
     scores: list[RoundScore]
     weights: Arrays
-    sizes: list[int]
+    parts: Parts
 
 
 def simulate(
@@ -100,22 +104,19 @@ def simulate(
         CallerError: settings out of range.
     """
     config = check(scenario.config)
-    rows = _dealt(learning.labels, scenario)
+    rows = _dealt(learning, scenario)
     strategy = make_strategy(config, cohort=len(rows), smallest=1)
     # Only these are known to learn nothing from replies but their weighted sum; not what derives from them.
     fold = type(strategy) in {flower.FedAvg, flower.FedProx}
     grid = learning.grid(rows, seed=config.seed, fold=fold, progress=on_progress)
     journal = _ScoringJournal(learning.measure, on_score)
     run_rounds(strategy, grid, journal, Plan(config, len(rows), 1), learning.start)
-    return Outcome(journal.scores, journal.last, [len(each) for each in rows.values()])
+    return Outcome(journal.scores, journal.last, list(rows.values()))
 
 
-def _dealt(labels: np.ndarray, scenario: Scenario) -> dict[str, np.ndarray]:
-    seed = scenario.config.seed
-    if scenario.alpha is None:
-        parts = partition.iid(len(labels), scenario.clients, seed=seed)
-    else:
-        parts = partition.dirichlet(labels, scenario.clients, alpha=scenario.alpha, seed=seed)
+def _dealt(learning: Learning, scenario: Scenario) -> dict[str, np.ndarray]:
+    given = learning.labels, learning.groups, scenario.clients
+    parts = scenario.partition.deal(*given, seed=scenario.config.seed)
     return {f"client-{number:05d}": rows for number, rows in enumerate(parts)}
 
 

@@ -45,7 +45,7 @@ class CohortLearning:
         """
         self.start = learner.start if start is None else start
         check_like(self.start, learner.start)
-        self.labels = train.y
+        self.labels, self.groups = train.y, train.groups
         self._engine = Engine(learner, _applied(transform, train.x), train.y, path=path)
         self._test, self._batch = Samples(transform.apply(test.x), np.asarray(test.y, np.int64)), batch
         self.plan: Mapping[str, str | int] = self._engine.plan

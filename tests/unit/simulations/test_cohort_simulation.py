@@ -20,6 +20,7 @@ from coordinator.rounds.settings import RunConfig
 from simulations.cohort import learner
 from simulations.cohort.learning import CohortLearning
 from simulations.errors import SimulationError
+from simulations.partition import Plan
 from simulations.run import Samples, Scenario, simulate
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits" / "bundle.zip"
@@ -31,7 +32,8 @@ class OneByOne:
     """The same learning, whose grid gives a reply of each client."""
 
     def __init__(self, inner: CohortLearning) -> None:
-        self.inner, self.start, self.labels, self.plan = inner, inner.start, inner.labels, inner.plan
+        self.inner, self.start, self.plan = inner, inner.start, inner.plan
+        self.labels, self.groups = inner.labels, inner.groups
 
     def grid(self, rows: Mapping[str, np.ndarray], *, fold: bool, **options: Any) -> GridBase:
         assert fold
@@ -64,18 +66,18 @@ def error(found: Arrays, wanted: Arrays, start: Arrays) -> float:
 
 def test_accuracy_grows_and_each_round_says_how_many_answered() -> None:
     told: list[Any] = []
-    outcome = simulate(thirds(), Scenario(20, 0.5, CONFIG), on_score=told.append)
+    outcome = simulate(thirds(), Scenario(20, Plan("dirichlet", 0.5), CONFIG), on_score=told.append)
     assert [(score.round, score.clients, score.failed) for score in told] == [(0, 20, 0), (1, 10, 0), (2, 10, 0)]
     assert outcome.scores[-1].accuracy > max(0.6, outcome.scores[0].accuracy)
-    assert sum(outcome.sizes) == 600
+    assert sum(map(len, outcome.parts)) == 600
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.5])
 def test_one_reply_for_all_is_what_the_replies_of_each_come_to(mu: float) -> None:
     config = RunConfig(rounds=2, epochs=1, learning_rate=0.1, fraction=0.5, proximal_mu=mu)
     learning = thirds()
-    folded = simulate(learning, Scenario(12, 0.5, config))
-    each = simulate(OneByOne(learning), Scenario(12, 0.5, config))
+    folded = simulate(learning, Scenario(12, Plan("dirichlet", 0.5), config))
+    each = simulate(OneByOne(learning), Scenario(12, Plan("dirichlet", 0.5), config))
     assert error(folded.weights, each.weights, learning.start) < 1e-4
     for one, other in zip(folded.scores, each.scores, strict=True):
         assert vars(one) == pytest.approx(vars(other), abs=1e-4)
@@ -87,7 +89,7 @@ def test_a_client_whose_samples_are_no_numbers_fails_alone(*, fold: bool) -> Non
     train.x[7] = np.nan
     config = RunConfig(rounds=1, epochs=1, learning_rate=0.1, momentum=0.0)
     learning = thirds(train)
-    outcome = simulate(learning if fold else OneByOne(learning), Scenario(10, None, config))
+    outcome = simulate(learning if fold else OneByOne(learning), Scenario(10, Plan(), config))
     assert [(score.clients, score.failed) for score in outcome.scores] == [(9, 1), (9, 1)]
     assert all(np.isfinite(array).all() for array in outcome.weights.values())
 
@@ -95,7 +97,7 @@ def test_a_client_whose_samples_are_no_numbers_fails_alone(*, fold: bool) -> Non
 def test_a_round_in_which_nobody_learns_says_so() -> None:
     config = RunConfig(rounds=1, learning_rate=1e30)
     with pytest.raises(SimulationError, match="no client's training stayed finite; lower the learning rate"):
-        simulate(thirds(), Scenario(3, None, config))
+        simulate(thirds(), Scenario(3, Plan(), config))
     with pytest.raises(TransformError, match="sample 0 is not finite"):
         thirds(Samples(np.full((5, 6), np.nan, np.float32), np.zeros(5, np.int64)))
 
@@ -103,7 +105,10 @@ def test_a_round_in_which_nobody_learns_says_so() -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     def weights(seed: int) -> bytes:
         config = RunConfig(rounds=2, epochs=1, fraction=0.5, seed=seed)
-        return b"".join(array.tobytes() for array in simulate(thirds(), Scenario(8, 1.0, config)).weights.values())
+        return b"".join(
+            array.tobytes()
+            for array in simulate(thirds(), Scenario(8, Plan("dirichlet", 1.0), config)).weights.values()
+        )
 
     assert weights(1) == weights(1)
     assert weights(1) != weights(2)
@@ -136,12 +141,14 @@ def test_every_keras_layer_that_simulations_know_does_what_keras_does() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_needs_nothing_but_a_task() -> None:
+def test_the_command_needs_nothing_but_a_task(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fieldfare", "simulate"]
-    run = subprocess.run(
-        [*command, "digits", "--clients", "4", "--rounds", "1"], capture_output=True, text=True, check=True
+    options = ["digits", "--clients", "4", "--rounds", "1", "--partition-plot", str(tmp_path / "parts.png")]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
+    assert run.stdout.splitlines()[-1].startswith(
+        "4 clients with 161 to 162 samples (median 162) and 10 to 10 classes, "
     )
-    assert run.stdout.splitlines()[-1].startswith("4 clients with 161 to 162 samples")
     assert "clients side by side, " in run.stderr
     for options, sentence in (
         (["--engine", "magic"], "--engine magic: take cohort or device"),

@@ -14,6 +14,7 @@ from edge_agent.training import TrainingRuntime
 from simulations import cli
 from simulations.device_loop import DeviceLoop
 from simulations.errors import SimulationError
+from simulations.partition import Plan
 from simulations.run import RoundScore, Samples, Scenario, simulate
 from simulations.virtual_grid import VirtualClient, VirtualGrid
 from tests.fakes import agent_bundles, agent_models
@@ -36,19 +37,19 @@ CONFIG = RunConfig(rounds=3, epochs=2, learning_rate=0.2, fraction=0.5)
 def test_accuracy_on_the_test_set_grows_round_by_round():
     told = []
     learning = DeviceLoop(zero_bundle(), samples(300, 1), samples(200, 2))
-    outcome = simulate(learning, Scenario(6, 0.5, CONFIG), on_score=told.append)
+    outcome = simulate(learning, Scenario(6, Plan("dirichlet", 0.5), CONFIG), on_score=told.append)
     assert [score.round for score in outcome.scores] == [0, 1, 2, 3]
     assert [score.clients for score in outcome.scores] == [6, 3, 3, 3]
     assert outcome.scores[-1].accuracy > max(0.7, outcome.scores[0].accuracy)
     assert told == outcome.scores
-    assert sum(outcome.sizes) == 300
+    assert sum(map(len, outcome.parts)) == 300
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     def weights(seed: int) -> bytes:
         config = RunConfig(rounds=2, epochs=1, fraction=0.5, seed=seed)
         learning = DeviceLoop(zero_bundle(), samples(120, 1), samples(30, 2))
-        outcome = simulate(learning, Scenario(4, 1.0, config))
+        outcome = simulate(learning, Scenario(4, Plan("dirichlet", 1.0), config))
         return tensors.dump(outcome.weights)
 
     assert weights(1) == weights(1)
