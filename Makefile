@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := .venv-torch
 TORCH_READY := $(TORCH)/.ready
+PEERS := .venv-peers
 WORKERS ?= 2
 
-.PHONY: demo test check bench deb fuzz services torch-lane lock clean help
+.PHONY: demo test check bench deb fuzz services torch-lane simulation-peers lock clean help
 
 help:
 	@sed -n 's/^# //p;s/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -26,6 +27,12 @@ $(TORCH_READY): pyproject.toml requirements-torch.lock
 
 torch-lane: $(TORCH_READY) ## set up the environment that turns torch models into .tflite (2 GB)
 
+simulation-peers: ## set up the environments of the simulators that benchmarks/simulation.py measures beside ours (2.5 GB)
+	$(PYTHON) -m venv $(PEERS)/flower
+	$(PEERS)/flower/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock 'flwr[simulation]==1.41.0' 'torch~=2.13.0'
+	$(PYTHON) -m venv $(PEERS)/pfl
+	$(PEERS)/pfl/bin/python -m pip install --quiet --disable-pip-version-check 'pfl[pytorch]==0.6.0' 'torch~=2.13.0'
+
 demo: $(READY) ## run the whole loop once on this machine
 	$(BIN)/fieldfare demo
 
@@ -39,7 +46,7 @@ check: $(READY) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 bench: $(READY) ## run every benchmark; each exits 0 only where its goals hold
-	@status=0; for name in agent compression demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
+	@status=0; for name in agent compression simulation demo; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || status=1; done; exit $$status
 
 deb: $(READY) ## build the agent's Debian package into dist/
 	$(BIN)/python packaging/build_deb.py
@@ -57,4 +64,4 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	  --no-emit-find-links --no-emit-trusted-host --output-file requirements.lock pyproject.toml
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(TORCH) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-report.html
+	rm -rf $(VENV) $(TORCH) $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-report.html
