@@ -50,7 +50,9 @@ def simulate(
     batch: Annotated[int, typer.Option(help="Samples of a step; 0 takes the task's. `device` has the bundle's.")] = 0,
     path: Annotated[
         str,
-        typer.Option(help="How the cohort engine trains: dense kernels, vmap, one by one; without it, the fastest."),
+        typer.Option(
+            help="How the cohort engine trains: dense kernels, convolutions, vmap, one by one; without it, the fastest."
+        ),
     ] = "",
     epochs: Annotated[int, typer.Option(help="Passes over a client's samples in a round.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Of the local steps.")] = 0.005,

@@ -102,16 +102,22 @@ def finish(start: Weights, chunk: Chunk, losses: Tensor, hits: Tensor, weights: 
         losses, hits: mean loss and share of right answers in the last epoch, (K,).
     """
     good = torch.isfinite(losses)
-    change = _fold(start, weights, chunk.examples)
-    if not (good.all() and all(torch.isfinite(each).all() for each in change)):  # then it is worth to look whose
+    change = fold(start, weights, chunk.examples)
+    if not finite([losses, *change]):  # then it is worth to look whose
         for each in weights:
             good &= torch.isfinite(each).flatten(1).all(1)
         clean = [torch.where(good.view(-1, *[1] * (each.ndim - 1)), each, 0.0) for each in weights]
-        change = _fold(start, clean, torch.where(good, chunk.examples, 0.0))
+        change = fold(start, clean, torch.where(good, chunk.examples, 0.0))
     return Result(change, told(chunk, torch.where(good, losses, torch.nan), hits), weights if keep else None)
 
 
-def _fold(start: Weights, weights: Weights, share: Tensor) -> Weights:
+def finite(arrays: Weights) -> bool:
+    """Whether all are numbers. Now and then it says no of large ones, for it looks at sums, which is quicker."""
+    return all(bool(torch.isfinite(each.sum())) for each in arrays)
+
+
+def fold(start: Weights, weights: Weights, share: Tensor) -> Weights:
+    """Sum over clients of share * (weights - start); weights are (K, *shape)."""
     total = float(share.sum())
     return [
         torch.mv(each.flatten(1).t(), share).view_as(base).sub_(base, alpha=total)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from contract.tensors import Arrays
 from simulations.cohort.chunk import Path, Result, gather
+from simulations.cohort.convolutions import Convolutions
 from simulations.cohort.learner import Learner, Weights
 from simulations.cohort.local import Client, Local, Trained, check
 from simulations.cohort.reference import Reference
@@ -25,7 +26,8 @@ from simulations.errors import SimulationError
 logger = logging.getLogger(__name__)
 
 _SCORED = 2048  # samples that are evaluated together
-_CHUNK = {"dense kernels": 16, "vmap": 16, "one by one": 4}  # clients; their weights should fit the processor's cache
+# Clients; their weights should fit the processor's cache.
+_CHUNK = {"dense kernels": 16, "convolutions": 10, "vmap": 16, "one by one": 4}
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Engine:
             learner: what is trained.
             x: model input of the population, float32 (n, *input); may be memory-mapped.
             y: classes, (n,).
-            path: `dense kernels`, `vmap` or `one by one`; without it, the fastest that can train this model.
-            chunk: clients that train side by side; 0 takes what suits the path.
+            path: `dense kernels`, `convolutions`, `vmap` or `one by one`; without it, the fastest that can train the
+                model.
+            chunk: most clients that train side by side; 0 takes what suits the path.
             threads: chunks that train at the same time; 0 takes one for each processor.
             dtype: in which it computes.
 
@@ -94,10 +97,16 @@ class Engine:
         learner = self._learner
         if wanted == Reference.name:
             return Reference(learner)
-        if wanted == Stacks.name and not learner.stack:
+        if learner.stack and wanted in {"", Stacks.name, Convolutions.name}:
+            by_hand = Convolutions(learner.images, learner.stack) if learner.images else Stacks(learner)
+            if wanted in {"", by_hand.name}:
+                return by_hand
+        if wanted == Stacks.name:
             raise SimulationError("dense kernels train nothing but dense layers with bias, and ReLU between them")
-        if learner.stack and wanted in {"", Stacks.name}:
-            return Stacks(learner)
+        if wanted == Convolutions.name:
+            raise SimulationError(
+                "convolutions with bias, ReLU and max pooling, then dense layers: this model is no such chain"
+            )
         if wanted not in {"", Vmapped.name}:
             raise SimulationError(f"no path {wanted!r}; there are {', '.join(_CHUNK)}")
         found, loop = Vmapped(learner), Reference(learner)
@@ -154,7 +163,9 @@ class Engine:
         check(clients)
         start = self._weights(weights)
         by_steps = sorted(clients, key=lambda client: -client.steps(local.batch))
-        chunks = [by_steps[at : at + self._chunk] for at in range(0, len(by_steps), self._chunk)]
+        turns = -(-len(clients) // (self._chunk * self._threads))  # so that no thread waits for the last chunk
+        size = -(-len(clients) // (turns * self._threads))
+        chunks = [by_steps[at : at + size] for at in range(0, len(by_steps), size)]
         total = [torch.zeros(each.shape, dtype=torch.float64) for each in start]
         trained: dict[str, Trained] = {}
         each: dict[str, Arrays] = {}

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from contract.tensors import Arrays
-from simulations.cohort.learner import Dense, Learner, Weights
+from simulations.cohort.layers import Convolution, Dense, Images, Layer, Pooling, Relu
+from simulations.cohort.learner import Learner, Weights
 from simulations.errors import SimulationError
 
 Step = Callable[[Weights, Tensor, bool], Tensor]
@@ -49,7 +50,8 @@ def learner(model: Any, arrays: Arrays, trained: int, classes: int) -> Learner:
             x = step(given, x, training)
         return x
 
-    return Learner(names, trained, arrays, logits, classes, _stack(model.layers, names))
+    images, stack = _by_hand(model.layers, names)
+    return Learner(names, trained, arrays, logits, classes, stack, images)
 
 
 def _step(layer: Any, names: tuple[str, ...]) -> Step:
@@ -195,6 +197,49 @@ _LAYERS: dict[str, Callable[[Any, tuple[str, ...]], Step]] = {
     "Dropout": lambda layer, _names: lambda _w, x, training: functional.dropout(x, layer.rate, training),
     "BatchNormalization": _batch_norm,
 }
+
+
+def _by_hand(layers: list[Any], names: tuple[str, ...]) -> tuple[Images | None, tuple[Dense, ...]]:
+    """The chain as there are kernels for it; no dense layers where there are none."""
+    kinds = [type(layer).__name__ for layer in layers]
+    flat = kinds.index("Flatten") if "Flatten" in kinds else 0
+    if all(kind == "InputLayer" for kind in kinds[:flat]):
+        return None, _stack(layers, names)
+    images = _images(layers[:flat], names)
+    return images, _stack(layers[flat + 1 :], names) if images else ()
+
+
+def _images(layers: list[Any], names: tuple[str, ...]) -> Images | None:
+    """What comes before the flattening, if it begins with a convolution and goes on with what there are kernels for."""
+    rest = [layer for layer in layers if type(layer).__name__ != "InputLayer"]
+    shape: tuple[int, ...] = ()
+    if type(rest[0]).__name__ == "Reshape":
+        shape, rest = tuple(rest[0].target_shape), rest[1:]
+    found: list[Layer] = []
+    for layer in rest:
+        kind = type(layer).__name__
+        if kind == "Conv2D" and layer.use_bias and (layer.padding == "valid" or _even(layer)):
+            reach = zip(layer.kernel_size, layer.dilation_rate, strict=True)
+            padding = [0, 0] if layer.padding == "valid" else [(width - 1) * apart // 2 for width, apart in reach]
+            strides, dilation = tuple(layer.strides), tuple(layer.dilation_rate)
+            kernel, bias = _index(layer.kernel, names), _index(layer.bias, names)
+            found.append(Convolution(kernel, bias, strides, (padding[0], padding[1]), dilation))
+        elif kind == "MaxPooling2D":
+            found.append(Pooling(tuple(layer.pool_size), tuple(layer.strides), (0, 0)))
+        elif kind not in {"ReLU", "Activation"}:
+            return None
+        if kind in {"ReLU", "Conv2D", "Activation"}:
+            after = "relu" if kind == "ReLU" else layer.activation.__name__
+            if after not in {"relu", "linear"}:
+                return None
+            found += [Relu()] if after == "relu" else []
+    return Images(tuple(found), shape, channels_last=True) if found and isinstance(found[0], Convolution) else None
+
+
+def _even(layer: Any) -> bool:
+    """Whether `same` pads as much before as after, whatever the size of the image."""
+    reach = zip(layer.kernel_size, layer.dilation_rate, strict=True)
+    return set(layer.strides) == {1} and all((width - 1) * apart % 2 == 0 for width, apart in reach)
 
 
 def _stack(layers: list[Any], names: tuple[str, ...]) -> tuple[Dense, ...]:

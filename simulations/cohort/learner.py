@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +13,10 @@ from torch.func import functional_call
 from cloud.learning import torch_model
 from cloud.learning.task import Task
 from contract.tensors import Arrays
+from simulations.cohort.layers import Dense, Images, of_sequential
 from simulations.errors import SimulationError
 
 Weights = list[Tensor]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense layer: where its kernel and bias stand among the weights, and what follows it.
-
-    Attributes:
-        kernel, bias: indices.
-        transposed: whether the kernel is (out, in), as torch keeps it, and not (in, out), as Keras does.
-        relu: whether ReLU follows.
-    """
-
-    kernel: int
-    bias: int
-    transposed: bool
-    relu: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +29,9 @@ class Learner:
         start: the weights of a fresh model, float32.
         logits: weights, samples (n, *input) and whether this is training to logits (n, classes).
         classes: how many.
-        stack: the layers, where the model is nothing but dense layers and ReLU on flattened samples; else empty.
+        stack: the layers, where the model is nothing but dense layers and ReLU on flattened samples or `images`; else
+            empty.
+        images: what comes before them, if anything does.
     """
 
     names: tuple[str, ...]
@@ -53,6 +40,7 @@ class Learner:
     logits: Callable[[Weights, Tensor, bool], Tensor]
     classes: int
     stack: tuple[Dense, ...] = ()
+    images: Images | None = None
 
 
 def of_task(task: Task, *, seed: int) -> Learner:
@@ -96,22 +84,8 @@ def of_module(module: torch.nn.Module, classes: int) -> Learner:
         return found
 
     start = {name: arrays[name] for name in names}
-    return Learner(names, len(parameters), start, logits, classes, stack(module, names))
-
-
-def stack(module: torch.nn.Module, names: Sequence[str]) -> tuple[Dense, ...]:
-    """A Sequential's dense layers; empty where it is anything else."""
-    layers = list(module.named_children()) if isinstance(module, torch.nn.Sequential) else []
-    found: list[Dense] = []
-    for name, layer in layers:
-        if isinstance(layer, torch.nn.Linear) and layer.bias is not None:
-            found.append(Dense(names.index(f"{name}.weight"), names.index(f"{name}.bias"), transposed=True, relu=False))
-        elif isinstance(layer, torch.nn.ReLU) and found and not found[-1].relu:
-            last = found.pop()
-            found.append(Dense(last.kernel, last.bias, last.transposed, relu=True))
-        elif not (isinstance(layer, torch.nn.Flatten) and layer.start_dim == 1 and not found):
-            return ()
-    return tuple(found) if all(each.relu for each in found[:-1]) and found and not found[-1].relu else ()
+    images, stack = of_sequential(module, names)
+    return Learner(names, len(parameters), start, logits, classes, stack, images)
 
 
 def loss_and_hits(logits: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Any]:

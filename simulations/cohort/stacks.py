@@ -9,11 +9,14 @@ so that an output is a product with the common W_0 less a small correction, `H_t
 all clients is one product, too. This is exact for plain SGD.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from simulations.cohort.chunk import Chunk, Result, finish, told
-from simulations.cohort.learner import Dense, Learner, Weights
+from simulations.cohort.chunk import Chunk, Result, finish, finite, fold, told
+from simulations.cohort.layers import Dense
+from simulations.cohort.learner import Learner, Weights
 from simulations.cohort.reference import Moments
 
 _IMPLICIT = 0.5  # of the narrower side of a layer: for so many samples a client's weights are not worth making
@@ -31,16 +34,29 @@ class Stacks:
     def train(self, start: Weights, chunk: Chunk, *, keep: bool) -> Result:
         """See `chunk.Path`."""
         with torch.no_grad():
-            return _Training(self._layers, start, chunk).run(keep=keep)
+            x, batch = chunk.x.flatten(2), chunk.local.batch
+            training = Training(self._layers, start, chunk, x)
+            for step, active in enumerate(chunk.active()):
+                who, taken = slice(0, active), slice(step * batch, (step + 1) * batch)
+                training.step(who, taken, x[who, taken])
+            return training.result(keep=keep)
 
 
-class _Training:
+class Training:
     """One chunk on its way. Kernels are (in, out) here, whatever the model keeps."""
 
-    def __init__(self, layers: tuple[Dense, ...], start: Weights, chunk: Chunk) -> None:
+    def __init__(self, layers: tuple[Dense, ...], start: Weights, chunk: Chunk, x: Tensor | None) -> None:
+        """Begin.
+
+        Args:
+            layers: from the first to the one that gives logits.
+            start: weights of the whole model.
+            chunk: its classes, masks and rates.
+            x: inputs of all steps, (K, S * B, width); None where only the steps before give them.
+        """
         self._layers, self._start, self._chunk = layers, start, chunk
         clients, samples = chunk.y.shape
-        self._x, self._y = chunk.x.flatten(2), chunk.y.unsqueeze(2)
+        self._y, self._known = chunk.y.unsqueeze(2), x is not None
         self._kernels = [
             start[each.kernel].t().contiguous() if each.transposed else start[each.kernel] for each in layers
         ]
@@ -50,11 +66,11 @@ class _Training:
         self._own = [kernel.repeat(0 if implicit else clients, 1, 1) for implicit, kernel in self._paired()]
         self._bias = [start[each.bias].repeat(clients, 1, 1) for each in layers]
         self._inputs = [
-            self._x if index == 0 else self._x.new_zeros(clients if implicit else 0, samples, len(kernel))
+            x if index == 0 and x is not None else kernel.new_zeros(clients if implicit else 0, samples, len(kernel))
             for index, (implicit, kernel) in enumerate(self._paired())
         ]
         self._slopes = [
-            self._x.new_zeros(clients if implicit else 0, samples, kernel.shape[1])
+            kernel.new_zeros(clients if implicit else 0, samples, kernel.shape[1])
             for implicit, kernel in self._paired()
         ]
         scale = chunk.mask / chunk.mask.sum(2, keepdim=True).clamp(min=1)
@@ -62,7 +78,9 @@ class _Training:
         self._moments = None if plain else Moments(self._parameters(clients), chunk.local)
         self._losses, self._hits = torch.zeros_like(self._scale), torch.zeros_like(self._scale)
         self._common = [
-            (self._x.reshape(-1, len(kernel)) @ kernel).view(clients, samples, -1) if implicit and index == 0 else None
+            (x.reshape(-1, len(kernel)) @ kernel).view(clients, samples, -1)
+            if implicit and index == 0 and x is not None
+            else None
             for index, (implicit, kernel) in enumerate(self._paired())
         ]
 
@@ -72,20 +90,15 @@ class _Training:
     def _parameters(self, clients: int) -> Weights:
         return [each[:clients] for pair in zip(self._own, self._bias, strict=True) for each in pair]
 
-    def run(self, *, keep: bool) -> Result:
-        chunk, batch = self._chunk, self._chunk.local.batch
-        for step, active in enumerate(chunk.active()):
-            self._step(slice(0, active), slice(step * batch, (step + 1) * batch))
-        shape = chunk.mask.shape
-        losses, hits = (
-            (each.view(shape) * chunk.last).sum((1, 2)) / chunk.examples for each in (self._losses, self._hits)
-        )
-        if keep or not any(self._implicit):
-            return finish(self._start, chunk, losses, hits, self._weights(), keep=keep)
-        return self._folded(losses, hits)
+    def room(self, who: slice, taken: slice) -> Tensor:
+        """Where the inputs of a step are written before it, (K, B, width), zero so far."""
+        if self._implicit[0]:
+            return self._inputs[0][who, taken]
+        return self._kernels[0].new_zeros(who.stop, taken.stop - taken.start, len(self._kernels[0]))
 
-    def _step(self, who: slice, taken: slice) -> None:
-        inputs = [self._x[who, taken]]
+    def step(self, who: slice, taken: slice, x: Tensor) -> Tensor:
+        """Train on inputs (K, B, width) of some clients; gives their slopes where not all inputs were known before."""
+        inputs = [x]
         for index, layer in enumerate(self._layers):
             z = self._forward(index, inputs[-1], who, taken)
             inputs.append(z.relu_() if layer.relu else z)
@@ -97,7 +110,11 @@ class _Training:
         slopes *= self._scale[who, taken]
         gradients: Weights = []
         for index in reversed(range(len(self._layers))):
-            before = self._backward(index, slopes, who, taken).mul_(inputs[index] > 0) if index else None
+            before = None
+            if index or not self._known:
+                before = self._backward(index, slopes, who, taken)
+            if index and before is not None:
+                before.mul_(inputs[index] > 0)
             if self._moments is None:
                 self._descend(index, inputs[index], slopes, who, taken)
             else:
@@ -105,6 +122,17 @@ class _Training:
             slopes = slopes if before is None else before
         if self._moments is not None:
             self._move(self._moments, gradients, who)
+        return slopes
+
+    def result(self, *, keep: bool, others: Mapping[int, Tensor] | None = None) -> Result:
+        """What came of it; `others` are weights of each client by index that were trained elsewhere."""
+        chunk, shape, others = self._chunk, self._chunk.mask.shape, others or {}
+        losses, hits = (
+            (each.view(shape) * chunk.last).sum((1, 2)) / chunk.examples for each in (self._losses, self._hits)
+        )
+        if keep or not any(self._implicit):
+            return finish(self._start, chunk, losses, hits, self._weights(others), keep=keep)
+        return self._folded(losses, hits, others)
 
     def _forward(self, index: int, h: Tensor, who: slice, taken: slice) -> Tensor:
         """Outputs of a layer before ReLU."""
@@ -149,9 +177,9 @@ class _Training:
         for each, new in zip(now, moments.step(now, gradients, anchor, self._chunk.rate[who]), strict=True):
             each.copy_(new)
 
-    def _weights(self) -> Weights:
+    def _weights(self, others: Mapping[int, Tensor]) -> Weights:
         """Of each client, in the model's order and layout."""
-        found = list(self._start)
+        found = [others.get(index, base) for index, base in enumerate(self._start)]
         for index, layer in enumerate(self._layers):
             own = self._own[index]
             if self._implicit[index]:
@@ -160,7 +188,7 @@ class _Training:
             found[layer.bias] = self._bias[index].squeeze(1)
         return found
 
-    def _folded(self, losses: Tensor, hits: Tensor) -> Result:
+    def _folded(self, losses: Tensor, hits: Tensor, others: Mapping[int, Tensor]) -> Result:
         """The change of all without anybody's weights; where something is not finite, the long way says whose it is."""
         chunk, change, share = self._chunk, list(self._start), self._chunk.examples
         for index, layer in enumerate(self._layers):
@@ -174,6 +202,8 @@ class _Training:
                 kernel.sub_(self._kernels[index], alpha=float(share.sum()))
             change[layer.kernel] = kernel.t() if layer.transposed else kernel
             change[layer.bias] = share @ (self._bias[index].squeeze(1) - self._start[layer.bias])
-        if torch.isfinite(losses).all() and all(torch.isfinite(each).all() for each in change):
+        for index, own in others.items():
+            (change[index],) = fold([self._start[index]], [own], share)
+        if finite([losses, *change]):
             return Result(change, told(chunk, losses, hits), None)
-        return finish(self._start, chunk, losses, hits, self._weights(), keep=False)
+        return finish(self._start, chunk, losses, hits, self._weights(others), keep=False)

@@ -1,4 +1,7 @@
-"""A Keras chain of every layer that simulations know, against Keras itself; writes the largest differences as JSON."""
+"""A Keras chain of every layer that simulations know, against Keras itself; writes the largest differences as JSON.
+
+A chain that has kernels by hand is also trained by them and by the loop.
+"""
 
 import json
 import sys
@@ -9,6 +12,20 @@ import torch
 from cloud.learning import weights
 from cloud.learning.backend import use_torch
 from simulations.cohort import keras_layers
+from simulations.cohort.engine import Engine
+from simulations.cohort.learner import Learner
+from simulations.cohort.local import Client, Local
+
+
+def paths_apart(learner: Learner, x: np.ndarray) -> float:
+    """Largest difference of weights after training by hand and by the loop."""
+    y = np.arange(len(x)) % 3
+    clients = [Client("short", np.arange(2), 2, 0.1, 1), Client("long", np.arange(2, len(x)), 1, 0.1, 2)]
+    by_hand = Engine(learner, x, y, threads=1)
+    assert by_hand.plan["path"] == ("convolutions" if learner.images else "dense kernels")
+    loop = Engine(learner, x, y, path="one by one", threads=1)
+    found, wanted = (each.train(learner.start, clients, Local(batch=2)).weights for each in (by_hand, loop))
+    return max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)
 
 
 def main() -> None:
@@ -42,6 +59,20 @@ def main() -> None:
             layers.ReLU(),
             layers.Dense(3),
         ],
+        "images by hand": [
+            keras.Input((72,)),
+            layers.Reshape((6, 6, 2)),
+            layers.Conv2D(4, (3, 5), padding="same", dilation_rate=(2, 1), activation="relu"),
+            layers.MaxPooling2D((2, 1)),
+            layers.Conv2D(5, 2, strides=(1, 2)),
+            layers.ReLU(),
+            layers.Conv2D(7, 1),
+            layers.Activation("relu"),
+            layers.Flatten(),
+            layers.Dense(24, activation="relu"),
+            layers.Dense(3),
+        ],
+        "dense by hand": [keras.Input((4, 3)), layers.Flatten(), layers.Dense(8, activation="relu"), layers.Dense(3)],
         "pooled": [
             keras.Input((6, 6, 1)),
             layers.Conv2D(3, 3, activation="relu"),
@@ -67,6 +98,8 @@ def main() -> None:
             differences.append(float(np.abs(found.logits(given, torch.from_numpy(x), training).numpy() - wanted).max()))
         kept = zip(given, weights.get(model).values(), strict=True)
         differences.append(max(float(np.abs(one.numpy() - other).max()) for one, other in kept))
+        if name.endswith("by hand"):
+            differences.append(paths_apart(found, x))
         told[name] = differences
     sys.stdout.write(json.dumps(told))
 

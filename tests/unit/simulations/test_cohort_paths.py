@@ -34,6 +34,21 @@ def image(x: int) -> nn.Module:
     )
 
 
+def pooled() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 2)),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, (2, 1), padding=1, stride=(1, 2)),
+        nn.MaxPool2d(2, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(18, 20),
+        nn.ReLU(),
+        nn.Linear(20, CLASSES),
+    )
+
+
 MODELS: dict[str, Any] = {
     "softmax": lambda: nn.Sequential(nn.Linear(FEATURES, CLASSES)),
     "wide": lambda: nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 40), nn.ReLU(), nn.Linear(40, CLASSES)),
@@ -42,6 +57,7 @@ MODELS: dict[str, Any] = {
     ),
     "groups": lambda: nn.Sequential(nn.Linear(FEATURES, 8), nn.GroupNorm(2, 8), nn.SiLU(), nn.Linear(8, CLASSES)),
     "image": lambda: image(3),
+    "convolutions": pooled,
     "lstm": lambda: Recurrent(nn.LSTM),
     "gru": lambda: Recurrent(nn.GRU),
 }
@@ -76,6 +92,10 @@ def error(found: Arrays, wanted: Arrays, start: Arrays) -> float:
     away = sum(float(((found[name] - wanted[name]).astype(np.float64) ** 2).sum()) for name in start)
     moved = sum(float(((wanted[name] - start[name]).astype(np.float64) ** 2).sum()) for name in start)
     return float((away / moved) ** 0.5)
+
+
+def by_hand(which: Learner) -> str:
+    return "convolutions" if which.images else "dense kernels"
 
 
 def trained(which: Learner, clients: list[Client], local: Local, **options: Any) -> Round:
@@ -116,7 +136,7 @@ def test_every_path_gives_what_the_loop_gives(
     which, clients = learner(name), cohort(sizes, epochs, shuffled=shuffled)
     settled, dtype = Local(batch=batch, **local), torch.float64 if exact else torch.float32
     wanted = trained(which, clients, settled, path="one by one", dtype=dtype)
-    for path in ["vmap", *(["dense kernels"] if which.stack else [])]:
+    for path in ["vmap", *([by_hand(which)] if which.stack else [])]:
         found = trained(which, clients, settled, path=path, chunk=chunk, dtype=dtype)
         assert error(found.weights, wanted.weights, which.start) < (2e-6 if exact else 1e-3), path
         for client in clients:
@@ -127,10 +147,11 @@ def test_every_path_gives_what_the_loop_gives(
             assert found.trained[client.name].accuracy == pytest.approx(wanted.trained[client.name].accuracy, abs=0.35)
 
 
-@pytest.mark.parametrize("path", ["one by one", "vmap", "dense kernels"])
+@pytest.mark.parametrize("path", ["one by one", "vmap", "dense kernels", "convolutions"])
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_client_with_a_value_that_is_no_number_does_not_count(path: str, *, keep: bool) -> None:
-    which, clients = learner("wide"), cohort([20, 7, 9, 30], [1], shuffled=False)
+    model = "convolutions" if path == "convolutions" else "wide"
+    which, clients = learner(model), cohort([20, 7, 9, 30], [1], shuffled=False)
     x, y = population(66)
     broken = x.copy()
     broken[22, 1] = np.nan
@@ -163,8 +184,8 @@ def test_the_same_plan_gives_the_same_bits() -> None:
 
 
 def test_the_start_is_not_touched_by_a_chunk_of_one() -> None:
-    for path in ("vmap", "dense kernels"):
-        which, clients = learner("wide"), cohort([40, 41, 42], [1], shuffled=False)
+    for path, model in (("vmap", "wide"), ("dense kernels", "wide"), ("convolutions", "convolutions")):
+        which, clients = learner(model), cohort([40, 41, 42], [1], shuffled=False)
         before = {name: array.copy() for name, array in which.start.items()}
         trained(which, clients, Local(batch=8), path=path, chunk=1)
         assert all(np.array_equal(which.start[name], before[name]) for name in before)

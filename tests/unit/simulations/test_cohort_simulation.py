@@ -152,7 +152,7 @@ def test_the_command_needs_nothing_but_a_task(tmp_path: Path) -> None:
     assert "clients side by side, " in run.stderr
     for options, sentence in (
         (["--engine", "magic"], "--engine magic: take cohort or device"),
-        (["--path", "magic"], "no path 'magic'; there are dense kernels, vmap, one by one"),
+        (["--path", "magic"], "no path 'magic'; there are dense kernels, convolutions, vmap"),
         (["--path", "dense kernels"], "dense kernels train nothing but dense layers"),
         (["--bundle", str(DIGITS), "--engine", "device", "--batch", "8"], "--batch and --path are for --engine cohort"),
     ):
