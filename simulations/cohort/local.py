@@ -26,7 +26,12 @@ class Local:
     @property
     def plain(self) -> bool:
         """Whether a step is nothing but `w -= rate * gradient`."""
-        return self.optimizer == "sgd" and not (self.momentum or self.weight_decay or self.proximal_mu)
+        return self.linear and not (self.momentum or self.weight_decay or self.proximal_mu)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a step is linear in the gradients so far."""
+        return self.optimizer == "sgd"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ gradient. Where a client sees fewer samples than the layer is wide, its weights 
     W_k = W_0 - H^T dZ            H: its inputs so far, dZ: their slopes times the rate
 
 so that an output is a product with the common W_0 less a small correction, `H_t W_0 - (H_t H^T) dZ`, and the sum over
-all clients is one product, too. This is exact for plain SGD.
+all clients is one product, too. This is exact for SGD, also with momentum, decay or FedProx' term, see `factors`.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simulations.cohort.chunk import Chunk, Result, finish, finite, fold, told
+from simulations.cohort.factors import Factors
 from simulations.cohort.layers import Dense
 from simulations.cohort.learner import Learner, Weights
 from simulations.cohort.reference import Moments
@@ -61,7 +62,7 @@ class Training:
             start[each.kernel].t().contiguous() if each.transposed else start[each.kernel] for each in layers
         ]
         plain = chunk.local.plain
-        self._implicit = [plain and samples <= _IMPLICIT * min(kernel.shape) for kernel in self._kernels]
+        self._implicit = [chunk.local.linear and samples <= _IMPLICIT * min(kernel.shape) for kernel in self._kernels]
         # A client's own kernels; or, where they are not made, its inputs and slopes so far.
         self._own = [kernel.repeat(0 if implicit else clients, 1, 1) for implicit, kernel in self._paired()]
         self._bias = [start[each.bias].repeat(clients, 1, 1) for each in layers]
@@ -75,7 +76,9 @@ class Training:
         ]
         scale = chunk.mask / chunk.mask.sum(2, keepdim=True).clamp(min=1)
         self._scale = (scale * chunk.rate.view(-1, 1, 1) if plain else scale).view(clients, samples, 1)
-        self._moments = None if plain else Moments(self._parameters(clients), chunk.local)
+        self._moments = None if plain else Moments(self._explicit(self._own, self._bias), chunk.local)
+        by_factors = any(self._implicit) and not plain
+        self._factors = Factors(chunk.local, chunk.rate, chunk.steps) if by_factors else None
         self._losses, self._hits = torch.zeros_like(self._scale), torch.zeros_like(self._scale)
         self._common = [
             (x.reshape(-1, len(kernel)) @ kernel).view(clients, samples, -1)
@@ -86,9 +89,6 @@ class Training:
 
     def _paired(self) -> list[tuple[bool, Tensor]]:
         return list(zip(self._implicit, self._kernels, strict=True))
-
-    def _parameters(self, clients: int) -> Weights:
-        return [each[:clients] for pair in zip(self._own, self._bias, strict=True) for each in pair]
 
     def room(self, who: slice, taken: slice) -> Tensor:
         """Where the inputs of a step are written before it, (K, B, width), zero so far."""
@@ -115,13 +115,10 @@ class Training:
                 before = self._backward(index, slopes, who, taken)
             if index and before is not None:
                 before.mul_(inputs[index] > 0)
-            if self._moments is None:
-                self._descend(index, inputs[index], slopes, who, taken)
-            else:
-                gradients[:0] = [torch.bmm(inputs[index].mT, slopes), slopes.sum(1, keepdim=True)]
+            gradients[:0] = self._learn(index, inputs[index], slopes, who, taken)
             slopes = slopes if before is None else before
         if self._moments is not None:
-            self._move(self._moments, gradients, who)
+            self._move(self._moments, gradients, who, taken.start // self._chunk.local.batch)
         return slopes
 
     def result(self, *, keep: bool, others: Mapping[int, Tensor] | None = None) -> Result:
@@ -136,46 +133,76 @@ class Training:
 
     def _forward(self, index: int, h: Tensor, who: slice, taken: slice) -> Tensor:
         """Outputs of a layer before ReLU."""
+        bias = self._bias[index][who]
         if not self._implicit[index]:
-            return torch.baddbmm(self._bias[index][who], h, self._own[index][who])
+            return torch.baddbmm(bias, h, self._own[index][who])
         common = self._common[index]
         product = h.reshape(-1, h.shape[2]) @ self._kernels[index] if common is None else common[who, taken]
-        z = product.reshape(*h.shape[:2], -1) + self._bias[index][who]
+        product = product.reshape(*h.shape[:2], -1)
+        z = product + bias if self._factors is None else torch.addcmul(bias, product, self._kept(self._factors, who))
         if index:
             self._inputs[index][who, taken] = h
-        if taken.start:
-            past = self._inputs[index][who, : taken.start], self._slopes[index][who, : taken.start]
-            z.baddbmm_(torch.bmm(h, past[0].mT), past[1], alpha=-1)
-        return z
+        return self._corrected(z, h, self._inputs[index], self._slopes[index], who, taken)
 
     def _backward(self, index: int, slopes: Tensor, who: slice, taken: slice) -> Tensor:
         """Slopes of a layer's inputs."""
         if not self._implicit[index]:
             return torch.bmm(slopes, self._own[index][who].mT)
         before = (slopes.reshape(-1, slopes.shape[2]) @ self._kernels[index].t()).view(*slopes.shape[:2], -1)
-        if taken.start:
-            past = self._inputs[index][who, : taken.start], self._slopes[index][who, : taken.start]
-            before.baddbmm_(torch.bmm(slopes, past[1].mT), past[0], alpha=-1)
-        return before
+        if self._factors is not None:
+            before *= self._kept(self._factors, who)
+        return self._corrected(before, slopes, self._slopes[index], self._inputs[index], who, taken)
 
-    def _descend(self, index: int, h: Tensor, slopes: Tensor, who: slice, taken: slice) -> None:
-        """A step of plain SGD; the rate is in the slopes."""
-        self._bias[index][who].sub_(slopes.sum(1, keepdim=True))
-        if self._implicit[index]:
+    @staticmethod
+    def _kept(factors: Factors, who: slice) -> Tensor:
+        return factors.common[who].view(-1, 1, 1)
+
+    def _corrected(self, z: Tensor, now: Tensor, seen: Tensor, gives: Tensor, who: slice, taken: slice) -> Tensor:
+        """Add to a product with the common weights what the steps so far have changed."""
+        if not taken.start:
+            return z
+        past = slice(0, taken.start)
+        alike = torch.bmm(now, seen[who, past].mT)
+        if self._factors is None:
+            return z.baddbmm_(alike, gives[who, past], alpha=-1)
+        steps = taken.start // self._chunk.local.batch
+        alike *= self._factors.by_sample(who, steps, self._chunk.local.batch).unsqueeze(1)
+        return z.baddbmm_(alike, gives[who, past])
+
+    def _learn(self, index: int, h: Tensor, slopes: Tensor, who: slice, taken: slice) -> Weights:
+        """A step of plain SGD, where the rate is in the slopes; gradients where another optimiser takes it."""
+        plain, implicit = self._moments is None, self._implicit[index]
+        if implicit:
             self._slopes[index][who, taken] = slopes
-        else:
+        if not plain:
+            return [*([] if implicit else [torch.bmm(h.mT, slopes)]), slopes.sum(1, keepdim=True)]
+        self._bias[index][who].sub_(slopes.sum(1, keepdim=True))
+        if not implicit:
             self._own[index][who].baddbmm_(h.mT, slopes, alpha=-1)
+        return []
 
-    def _move(self, moments: Moments, gradients: Weights, who: slice) -> None:
+    def _move(self, moments: Moments, gradients: Weights, who: slice, number: int) -> None:
         moments.narrow(who.stop)
-        now = self._parameters(who.stop)
-        anchor = [
-            each
-            for pair in zip(self._kernels, (self._start[b.bias] for b in self._layers), strict=True)
-            for each in pair
-        ]
+        now = self._explicit([own[who] for own in self._own], [bias[who] for bias in self._bias])
+        anchor = self._explicit(self._kernels, [self._start[layer.bias] for layer in self._layers])
         for each, new in zip(now, moments.step(now, gradients, anchor, self._chunk.rate[who]), strict=True):
             each.copy_(new)
+        if self._factors is not None:
+            self._factors.step(number, who.stop)
+
+    def _explicit(self, kernels: Weights, biases: Weights) -> Weights:
+        """Kernels that are made, each with its bias; of the others the bias alone."""
+        found: Weights = []
+        for kernel, bias, implicit in zip(kernels, biases, self._implicit, strict=True):
+            found += [bias] if implicit else [kernel, bias]
+        return found
+
+    def _weighed(self, index: int) -> Tensor:
+        """Slopes of a layer as they count in each client's weights, (K, S * B, out)."""
+        if self._factors is None:
+            return -self._slopes[index]
+        chunk = self._chunk
+        return self._slopes[index] * self._factors.by_sample(slice(None), chunk.steps, chunk.local.batch).unsqueeze(2)
 
     def _weights(self, others: Mapping[int, Tensor]) -> Weights:
         """Of each client, in the model's order and layout."""
@@ -183,7 +210,9 @@ class Training:
         for index, layer in enumerate(self._layers):
             own = self._own[index]
             if self._implicit[index]:
-                own = self._kernels[index] - torch.bmm(self._inputs[index].mT, self._slopes[index])
+                base = self._kernels[index]
+                base = base if self._factors is None else base * self._kept(self._factors, slice(None))
+                own = base + torch.bmm(self._inputs[index].mT, self._weighed(index))
             found[layer.kernel] = own.mT if layer.transposed else own
             found[layer.bias] = self._bias[index].squeeze(1)
         return found
@@ -193,9 +222,10 @@ class Training:
         chunk, change, share = self._chunk, list(self._start), self._chunk.examples
         for index, layer in enumerate(self._layers):
             if self._implicit[index]:
-                weighed = self._slopes[index] * share.view(-1, 1, 1)
-                inputs = self._inputs[index]
-                kernel = (inputs.reshape(-1, inputs.shape[2]).t() @ weighed.view(-1, weighed.shape[2])).neg_()
+                weighed, inputs = self._weighed(index) * share.view(-1, 1, 1), self._inputs[index]
+                kernel = inputs.reshape(-1, inputs.shape[2]).t() @ weighed.view(-1, weighed.shape[2])
+                if self._factors is not None:
+                    kernel.add_(self._kernels[index], alpha=float(share @ (self._factors.common - 1)))
             else:
                 own = self._own[index]
                 kernel = torch.mv(own.flatten(1).t(), share).view(own.shape[1:])

@@ -116,7 +116,7 @@ def trained(which: Learner, clients: list[Client], local: Local, **options: Any)
             {},
             {"momentum": 0.9},
             {"weight_decay": 0.1},
-            {"proximal_mu": 0.5, "momentum": 0.5},
+            {"proximal_mu": 0.5, "momentum": 0.5, "weight_decay": 0.2},
             {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.01},
         ]
     ),
