@@ -140,7 +140,4 @@ class _Training:
             return
         self._moments.narrow(active)
         now, slopes = ([each[:active] for each in part] for part in (self._own, self._slopes))
-        for each, new in zip(
-            now, self._moments.step(now, slopes, self._anchor, self._chunk.rate[:active]), strict=True
-        ):
-            each.copy_(new)
+        self._moments.step(now, slopes, self._anchor, self._chunk.rate[:active])

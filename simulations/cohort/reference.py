@@ -43,7 +43,8 @@ class Reference:
             loss = functional.cross_entropy(logits, y)
             slopes = list(torch.autograd.grad(loss, weights))
             with torch.no_grad():
-                weights = moments.step([each.detach() for each in weights], slopes, start[:count], chunk.rate[index])
+                weights = [each.detach() for each in weights]
+                moments.step(weights, slopes, start[:count], chunk.rate[index])
                 if chunk.last[index, step, 0]:
                     loss_sum += loss.detach() * samples
                     hits += (logits.argmax(-1) == y).sum()
@@ -66,26 +67,26 @@ class Moments:
         """Go on with the first clients; the others have done their steps."""
         self._first, self._second = ([each[:clients] for each in state] for state in (self._first, self._second))
 
-    def step(self, weights: Weights, slopes: Weights, anchor: Weights, rate: Tensor) -> Weights:
-        """New weights; `rate` is one number, or has the clients' axis and as many others as it takes."""
+    def step(self, weights: Weights, slopes: Weights, anchor: Weights, rate: Tensor) -> None:
+        """Move the weights, in place. `rate` is one number, or one for each client, (K,)."""
         local = self._local
+        self._count += 1
         if local.proximal_mu:
             slopes = [g + local.proximal_mu * (w - a) for g, w, a in zip(slopes, weights, anchor, strict=True)]
-        self._count += 1
-        rates = [rate.reshape(-1, *[1] * (each.ndim - 1)) if rate.ndim else rate for each in weights]
-        if local.optimizer == "adam":
-            moved = self._adam(slopes)
-        elif self._first:
-            self._first = [local.momentum * m + g for m, g in zip(self._first, slopes, strict=True)]
-            moved = self._first
-        else:
-            moved = slopes
-        kept = [1.0 - local.weight_decay * r for r in rates]
-        return [k * w - r * d for k, w, r, d in zip(kept, weights, rates, moved, strict=True)]
+        for index, (w, slope) in enumerate(zip(weights, slopes, strict=True)):
+            rates = rate.view(-1, *[1] * (w.ndim - 1)) if rate.ndim else rate
+            if local.weight_decay:
+                w.mul_(1.0 - local.weight_decay * rates)
+            if local.optimizer == "adam":
+                self._adam(index, w, slope, rates)
+            elif self._first:
+                w.addcmul_(self._first[index].mul_(local.momentum).add_(slope), rates, value=-1)
+            else:
+                w.addcmul_(slope, rates, value=-1)
 
-    def _adam(self, slopes: Weights) -> Weights:
+    def _adam(self, index: int, w: Tensor, slope: Tensor, rates: Tensor) -> None:
         beta = self._local.momentum
-        self._first = [beta * m + (1 - beta) * g for m, g in zip(self._first, slopes, strict=True)]
-        self._second = [ADAM_BETA2 * v + (1 - ADAM_BETA2) * g * g for v, g in zip(self._second, slopes, strict=True)]
+        first = self._first[index].lerp_(slope, 1 - beta)
+        second = self._second[index].mul_(ADAM_BETA2).addcmul_(slope, slope, value=1 - ADAM_BETA2)
         scale = (1 - ADAM_BETA2**self._count) ** 0.5 / (1 - beta**self._count)
-        return [scale * m / (v.sqrt() + ADAM_EPSILON) for m, v in zip(self._first, self._second, strict=True)]
+        w.addcdiv_(first, second.sqrt().add_(ADAM_EPSILON).div_(rates), value=-scale)

@@ -142,7 +142,8 @@ class Training:
         z = product + bias if self._factors is None else torch.addcmul(bias, product, self._kept(self._factors, who))
         if index:
             self._inputs[index][who, taken] = h
-        return self._corrected(z, h, self._inputs[index], self._slopes[index], who, taken)
+        past = slice(0, taken.start)
+        return self._corrected(z, h, (self._inputs[index][who, past], self._slopes[index][who, past]), who)
 
     def _backward(self, index: int, slopes: Tensor, who: slice, taken: slice) -> Tensor:
         """Slopes of a layer's inputs."""
@@ -151,23 +152,23 @@ class Training:
         before = (slopes.reshape(-1, slopes.shape[2]) @ self._kernels[index].t()).view(*slopes.shape[:2], -1)
         if self._factors is not None:
             before *= self._kept(self._factors, who)
-        return self._corrected(before, slopes, self._slopes[index], self._inputs[index], who, taken)
+        past = slice(0, taken.start)
+        return self._corrected(before, slopes, (self._slopes[index][who, past], self._inputs[index][who, past]), who)
 
     @staticmethod
     def _kept(factors: Factors, who: slice) -> Tensor:
         return factors.common[who].view(-1, 1, 1)
 
-    def _corrected(self, z: Tensor, now: Tensor, seen: Tensor, gives: Tensor, who: slice, taken: slice) -> Tensor:
+    def _corrected(self, z: Tensor, now: Tensor, past: tuple[Tensor, Tensor], who: slice) -> Tensor:
         """Add to a product with the common weights what the steps so far have changed."""
-        if not taken.start:
+        seen, gives = past
+        if not seen.shape[1]:
             return z
-        past = slice(0, taken.start)
-        alike = torch.bmm(now, seen[who, past].mT)
+        alike, batch = torch.bmm(now, seen.mT), self._chunk.local.batch
         if self._factors is None:
-            return z.baddbmm_(alike, gives[who, past], alpha=-1)
-        steps = taken.start // self._chunk.local.batch
-        alike *= self._factors.by_sample(who, steps, self._chunk.local.batch).unsqueeze(1)
-        return z.baddbmm_(alike, gives[who, past])
+            return z.baddbmm_(alike, gives, alpha=-1)
+        alike *= self._factors.by_sample(who, seen.shape[1] // batch, batch).unsqueeze(1)
+        return z.baddbmm_(alike, gives)
 
     def _learn(self, index: int, h: Tensor, slopes: Tensor, who: slice, taken: slice) -> Weights:
         """A step of plain SGD, where the rate is in the slopes; gradients where another optimiser takes it."""
@@ -185,8 +186,7 @@ class Training:
         moments.narrow(who.stop)
         now = self._explicit([own[who] for own in self._own], [bias[who] for bias in self._bias])
         anchor = self._explicit(self._kernels, [self._start[layer.bias] for layer in self._layers])
-        for each, new in zip(now, moments.step(now, gradients, anchor, self._chunk.rate[who]), strict=True):
-            each.copy_(new)
+        moments.step(now, gradients, anchor, self._chunk.rate[who])
         if self._factors is not None:
             self._factors.step(number, who.stop)
 

@@ -37,8 +37,7 @@ class Vmapped:
             now, mask = [each[:active] for each in weights], chunk.mask[:active, step]
             slopes, (mean, right) = self._slopes(now, chunk.x[:active, taken], chunk.y[:active, taken], mask)
             moments.narrow(active)
-            for each, new in zip(now, moments.step(now, list(slopes), start, chunk.rate[:active]), strict=True):
-                each.copy_(new)
+            moments.step(now, list(slopes), start, chunk.rate[:active])
             counted = chunk.last[:active, step]
             losses[:active] += mean * counted.sum(1)
             hits[:active] += right * counted[:, 0]
