@@ -6,7 +6,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from simulations.cohort.chunk import Path, Result, gather
 from simulations.cohort.convolutions import Convolutions
 from simulations.cohort.learner import Learner, Weights
 from simulations.cohort.local import Client, Local, Trained, check
+from simulations.cohort.processes import Processes
 from simulations.cohort.reference import Reference
 from simulations.cohort.stacks import Stacks
 from simulations.cohort.vmapped import Vmapped
@@ -25,6 +27,7 @@ from simulations.errors import SimulationError
 
 logger = logging.getLogger(__name__)
 
+_LONG_S = 3.0  # of a round of clients one by one, from which on it is worth to start processes
 _SCORED = 2048  # samples that are evaluated together
 # Clients; their weights should fit the processor's cache.
 _CHUNK = {"dense kernels": 16, "convolutions": 10, "vmap": 16, "one by one": 4}
@@ -86,6 +89,9 @@ class Engine:
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self._path = self._picked(path)
         self._chunk = chunk or _CHUNK[self._path.name]
+        self._processes: Processes | None = None
+        # By what processes begin; None where threads do as well, or where there is nothing to begin with.
+        self._source = learner.source if self._threads > 1 and self._path.name == Reference.name else None
         logger.info("cohorts train by %s, %d clients side by side, %d threads", *self.plan.values())
 
     @property
@@ -200,15 +206,58 @@ class Engine:
         def work(members: Sequence[Client]) -> Result:
             return self._path.train(start, gather(members, self._x, self._y, local, self._dtype), keep=keep)
 
-        waiting: deque[tuple[Sequence[Client], Future[Result]]] = deque()
+        def submit(members: Sequence[Client]) -> Callable[[], Result]:
+            if processes is None:
+                return self._pool.submit(work, members).result
+            try:
+                sent = processes.submit(start, members, local, keep=keep)
+            except BrokenProcessPool:
+                self._give_up()
+                return self._pool.submit(work, members).result
+            return lambda: here_if_broken(sent, members)
+
+        def here_if_broken(sent: Callable[[], Result], members: Sequence[Client]) -> Result:
+            try:
+                return sent()
+            except BrokenProcessPool:
+                self._give_up()
+                return self._pool.submit(work, members).result()
+
+        processes, begun = self._begun(), time.perf_counter()
+        waiting: deque[tuple[Sequence[Client], Callable[[], Result]]] = deque()
         for members in chunks:
-            waiting.append((members, self._pool.submit(work, members)))
+            waiting.append((members, submit(members)))
             if len(waiting) > 2 * self._threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                first, result = waiting.popleft()
+                yield first, result()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            first, result = waiting.popleft()
+            yield first, result()
+        if time.perf_counter() - begun > _LONG_S and self._processes is None and self._source is not None:
+            self._start_processes(*self._source)
+
+    def _start_processes(self, task: str, seed: int) -> None:
+        x, y = self._x.numpy(), self._y.numpy()
+        try:
+            self._processes = Processes(task, seed, x, y, dtype=self._dtype, count=self._threads)
+        except OSError as error:
+            self._source = None
+            logger.warning("clients go on on threads, for the population cannot be shared with processes: %s", error)
+        else:
+            logger.info("rounds are long: %d processes start, to train clients one by one", self._threads)
+
+    def _begun(self) -> Processes | None:
+        """The processes, where they can train."""
+        try:
+            return self._processes if self._processes is not None and self._processes.ready else None
+        except BrokenProcessPool:
+            self._give_up()
+            return None
+
+    def _give_up(self) -> None:
+        if self._processes is not None:
+            logger.warning("clients go on on threads, for a process that trained them ended")
+        self._processes = self._source = None
 
     def evaluate(self, weights: Arrays, clients: Sequence[Client]) -> dict[str, Trained]:
         """Mean loss and share of right answers of common weights on each client's samples.

@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Learner:
         stack: the layers, where the model is nothing but dense layers and ReLU on flattened samples or `images`; else
             empty.
         images: what comes before them, if anything does.
+        source: the task by which another process can make this learner, and the seed; None where there is no task.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class Learner:
     classes: int
     stack: tuple[Dense, ...] = ()
     images: Images | None = None
+    source: tuple[str, int] | None = None
 
 
 def of_task(task: Task, *, seed: int) -> Learner:
@@ -51,14 +53,16 @@ def of_task(task: Task, *, seed: int) -> Learner:
         SimulationError: a Keras layer without a torch form here.
     """
     if task.framework == "torch":
-        return of_module(torch_model.build(task, seed=seed), len(task.labels))
+        made = of_module(torch_model.build(task, seed=seed), len(task.labels))
+        return replace(made, source=(task.ref, seed))
     from cloud.learning import weights
     from cloud.learning.backend import use_torch
     from simulations.cohort import keras_layers
 
     use_torch()
     model = weights.build(task, seed=seed)
-    return keras_layers.learner(model, weights.get(model), len(weights.trainable(model)), len(task.labels))
+    made = keras_layers.learner(model, weights.get(model), len(weights.trainable(model)), len(task.labels))
+    return replace(made, source=(task.ref, seed))
 
 
 def of_module(module: torch.nn.Module, classes: int) -> Learner:
