@@ -15,7 +15,7 @@ from simulations.cohort.chunk import Chunk, Result
 from simulations.cohort.layers import Convolution, Dense, Images, Pooling, Relu
 from simulations.cohort.learner import Weights
 from simulations.cohort.reference import Moments
-from simulations.cohort.stacks import Training
+from simulations.cohort.stacks import Bases, Training
 
 _aten: Any = torch.ops.aten
 
@@ -27,12 +27,13 @@ class Convolutions:
 
     def __init__(self, images: Images, stack: tuple[Dense, ...]) -> None:
         """Train a learner's `images` and `stack`."""
-        self._images, self._dense = images, stack
+        self._images, self._bases = images, Bases(stack)
 
     def train(self, start: Weights, chunk: Chunk, *, keep: bool) -> Result:
         """See `chunk.Path`."""
         with torch.no_grad():
-            return _Training(self._images, Training(self._dense, start, chunk, None), start, chunk).run(keep=keep)
+            dense = Training(self._bases.of(start), start, chunk, None)
+            return _Training(self._images, dense, start, chunk).run(keep=keep)
 
 
 class _Training:

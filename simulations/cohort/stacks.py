@@ -10,9 +10,11 @@ all clients is one product, too. This is exact for SGD, also with momentum, deca
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from simulations.cohort.chunk import Chunk, Result, finish, finite, fold, told
 from simulations.cohort.factors import Factors
@@ -20,6 +22,8 @@ from simulations.cohort.layers import Dense
 from simulations.cohort.learner import Learner, Weights
 from simulations.cohort.reference import Moments
 
+_WIDE = 16  # floats that processors take at once: rows that end elsewhere take up to half as long again
+_NEVER = -1e30  # a logit; far from what overflows
 _IMPLICIT = 0.5  # of the narrower side of a layer: for so many samples a client's weights are not worth making
 
 
@@ -30,42 +34,83 @@ class Stacks:
 
     def __init__(self, learner: Learner) -> None:
         """Train this learner, which has a `stack`."""
-        self._layers = learner.stack
+        self._bases = Bases(learner.stack)
 
     def train(self, start: Weights, chunk: Chunk, *, keep: bool) -> Result:
         """See `chunk.Path`."""
         with torch.no_grad():
             x, batch = chunk.x.flatten(2), chunk.local.batch
-            training = Training(self._layers, start, chunk, x)
+            training = Training(self._bases.of(start), start, chunk, x)
             for step, active in enumerate(chunk.active()):
                 who, taken = slice(0, active), slice(step * batch, (step + 1) * batch)
                 training.step(who, taken, x[who, taken])
             return training.result(keep=keep)
 
 
-class Training:
-    """One chunk on its way. Kernels are (in, out) here, whatever the model keeps."""
+@dataclass(frozen=True)
+class Base:
+    """What all clients begin with.
 
-    def __init__(self, layers: tuple[Dense, ...], start: Weights, chunk: Chunk, x: Tensor | None) -> None:
+    Attributes:
+        layers: from the first to the one that gives logits.
+        kernels: (in, out) here, whatever the model keeps, and as wide as products are quick with: columns that the
+            model does not have are zero, and so are the rows of the next layer that they meet.
+        biases: (out,); a logit that the model does not have is as good as never.
+    """
+
+    layers: tuple[Dense, ...]
+    kernels: Weights
+    biases: Weights
+
+
+class Bases:
+    """Lays weights out once for all chunks of a round."""
+
+    def __init__(self, layers: tuple[Dense, ...]) -> None:
+        """Of these layers."""
+        self._layers = layers
+        self._last: tuple[Weights, Base] | None = None
+
+    def of(self, start: Weights) -> Base:
+        """Of these weights, which nobody changes."""
+        last = self._last
+        if last is None or last[0] is not start:
+            last = self._last = start, self._laid(start)
+        return last[1]
+
+    def _laid(self, start: Weights) -> Base:
+        kernels: Weights = []
+        biases: Weights = []
+        for layer in self._layers:
+            kernel = start[layer.kernel].t() if layer.transposed else start[layer.kernel]
+            beside = -kernel.shape[1] % _WIDE if kernel.shape[1] > _WIDE else 0
+            below = kernels[-1].shape[1] - len(kernel) if kernels else 0
+            kernels.append(pad(kernel, (0, beside, 0, below)).contiguous())
+            biases.append(pad(start[layer.bias], (0, beside), value=0.0 if layer is not self._layers[-1] else _NEVER))
+        return Base(self._layers, kernels, biases)
+
+
+class Training:
+    """One chunk on its way."""
+
+    def __init__(self, base: Base, start: Weights, chunk: Chunk, x: Tensor | None) -> None:
         """Begin.
 
         Args:
-            layers: from the first to the one that gives logits.
+            base: the layers and what they begin with.
             start: weights of the whole model.
             chunk: its classes, masks and rates.
             x: inputs of all steps, (K, S * B, width); None where only the steps before give them.
         """
-        self._layers, self._start, self._chunk = layers, start, chunk
+        self._layers, self._kernels, self._biases = base.layers, base.kernels, base.biases
+        self._start, self._chunk = start, chunk
         clients, samples = chunk.y.shape
         self._y, self._known = chunk.y.unsqueeze(2), x is not None
-        self._kernels = [
-            start[each.kernel].t().contiguous() if each.transposed else start[each.kernel] for each in layers
-        ]
         plain = chunk.local.plain
         self._implicit = [chunk.local.linear and samples <= _IMPLICIT * min(kernel.shape) for kernel in self._kernels]
         # A client's own kernels; or, where they are not made, its inputs and slopes so far.
         self._own = [kernel.repeat(0 if implicit else clients, 1, 1) for implicit, kernel in self._paired()]
-        self._bias = [start[each.bias].repeat(clients, 1, 1) for each in layers]
+        self._bias = [bias.repeat(clients, 1, 1) for bias in self._biases]
         self._inputs = [
             x if index == 0 and x is not None else kernel.new_zeros(clients if implicit else 0, samples, len(kernel))
             for index, (implicit, kernel) in enumerate(self._paired())
@@ -127,7 +172,7 @@ class Training:
         losses, hits = (
             (each.view(shape) * chunk.last).sum((1, 2)) / chunk.examples for each in (self._losses, self._hits)
         )
-        if keep or not any(self._implicit):
+        if keep:
             return finish(self._start, chunk, losses, hits, self._weights(others), keep=keep)
         return self._folded(losses, hits, others)
 
@@ -185,7 +230,7 @@ class Training:
     def _move(self, moments: Moments, gradients: Weights, who: slice, number: int) -> None:
         moments.narrow(who.stop)
         now = self._explicit([own[who] for own in self._own], [bias[who] for bias in self._bias])
-        anchor = self._explicit(self._kernels, [self._start[layer.bias] for layer in self._layers])
+        anchor = self._explicit(self._kernels, self._biases)
         moments.step(now, gradients, anchor, self._chunk.rate[who])
         if self._factors is not None:
             self._factors.step(number, who.stop)
@@ -213,9 +258,14 @@ class Training:
                 base = self._kernels[index]
                 base = base if self._factors is None else base * self._kept(self._factors, slice(None))
                 own = base + torch.bmm(self._inputs[index].mT, self._weighed(index))
-            found[layer.kernel] = own.mT if layer.transposed else own
-            found[layer.bias] = self._bias[index].squeeze(1)
+            found[layer.kernel], found[layer.bias] = self._cut(layer, own, self._bias[index].squeeze(1))
         return found
+
+    def _cut(self, layer: Dense, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A kernel and bias, of many or one, as the model has them."""
+        kernel = kernel.mT if layer.transposed else kernel
+        rows, columns = self._start[layer.kernel].shape
+        return kernel[..., :rows, :columns], bias[..., : len(self._start[layer.bias])]
 
     def _folded(self, losses: Tensor, hits: Tensor, others: Mapping[int, Tensor]) -> Result:
         """The change of all without anybody's weights; where something is not finite, the long way says whose it is."""
@@ -230,8 +280,8 @@ class Training:
                 own = self._own[index]
                 kernel = torch.mv(own.flatten(1).t(), share).view(own.shape[1:])
                 kernel.sub_(self._kernels[index], alpha=float(share.sum()))
-            change[layer.kernel] = kernel.t() if layer.transposed else kernel
-            change[layer.bias] = share @ (self._bias[index].squeeze(1) - self._start[layer.bias])
+            bias = share @ (self._bias[index].squeeze(1) - self._biases[index])
+            change[layer.kernel], change[layer.bias] = self._cut(layer, kernel, bias)
         for index, own in others.items():
             (change[index],) = fold([self._start[index]], [own], share)
         if finite([losses, *change]):

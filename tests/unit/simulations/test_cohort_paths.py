@@ -55,6 +55,7 @@ MODELS: dict[str, Any] = {
     "deep": lambda: nn.Sequential(
         nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, CLASSES)
     ),
+    "uneven": lambda: nn.Sequential(nn.Linear(FEATURES, 21), nn.ReLU(), nn.Linear(21, 19)),
     "groups": lambda: nn.Sequential(nn.Linear(FEATURES, 8), nn.GroupNorm(2, 8), nn.SiLU(), nn.Linear(8, CLASSES)),
     "image": lambda: image(3),
     "convolutions": pooled,
