@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,13 +176,14 @@ class Engine:
         total = [torch.zeros(each.shape, dtype=torch.float64) for each in start]
         trained: dict[str, Trained] = {}
         each: dict[str, Arrays] = {}
-        for members, result in self._results(start, chunks, local, keep=keep):
-            for whole, part in zip(total, result.change, strict=True):
-                whole.add_(part)
-            on_done(len(trained) + len(members))
-            trained |= {client.name: told for client, told in zip(members, result.trained, strict=True)}
-            if result.weights is not None:
-                each |= self._named(members, result.weights)
+        with _on_one_thread():
+            for members, result in self._results(start, chunks, local, keep=keep):
+                for whole, part in zip(total, result.change, strict=True):
+                    whole.add_(part)
+                on_done(len(trained) + len(members))
+                trained |= {client.name: told for client, told in zip(members, result.trained, strict=True)}
+                if result.weights is not None:
+                    each |= self._named(members, result.weights)
         examples = sum(told.examples for told in trained.values() if told.finite)
         if not examples:
             raise SimulationError(
@@ -291,6 +293,17 @@ class Engine:
         found = list(self._pool.map(work, parts))
         losses, hits = (torch.cat([each[place] for each in found]).double().numpy() for place in (0, 1))
         return losses, hits
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Sums are small: threads that help with them would then wait busily, at the cost of those that train."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tensor(array: torch.Tensor | np.ndarray) -> torch.Tensor:
