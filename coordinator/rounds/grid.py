@@ -53,6 +53,9 @@ class Reply:
     counts: Counts | None = None
 
 
+Shared = dict[int, tuple[Arrays, dict[str, Setting]]]  # weights and settings by id of the content that has them
+
+
 class GridBase(flower.Grid):
     """A Grid whose subclasses speak `Task` and `Reply`.
 
@@ -163,7 +166,7 @@ class GridBase(flower.Grid):
         return sorted(replies, key=lambda message: message.metadata.src_node_id)
 
     def _push(self, messages: Sequence[Message], timeout_s: float) -> list[str]:
-        shared: dict[int, Arrays] = {}
+        shared: Shared = {}
         tasks = [self._task(message, shared) for message in messages]
         ids = self.send(tasks, timeout_s)
         for message_id, message in zip(ids, messages, strict=True):
@@ -171,18 +174,22 @@ class GridBase(flower.Grid):
             self._pending[message_id] = message
         return ids
 
-    def _task(self, message: Message, shared: dict[int, Arrays]) -> Task:
-        # Strategies put one record in all messages of a round. It is decoded once and read-only, so that no client
-        # can change another's; settings are copied.
-        records = message.content.array_records.values()
-        weights = next(iter(records))
-        if id(weights) not in shared:
-            shared[id(weights)] = _read_only(flower.arrays(weights, self._like))
-        config: dict[str, Setting] = {}
-        for entry in message.content.config_records.values():
-            config |= dict(entry)
+    def _task(self, message: Message, shared: Shared) -> Task:
+        # Strategies put one content, or at least one record, in all messages of a round. It is decoded once and weights
+        # are read-only, so that no client can change another's; settings are copied.
+        content = message.content
+        if id(content) not in shared:
+            weights = next(iter(content.array_records.values()))
+            if id(weights) not in shared:
+                shared[id(weights)] = _read_only(flower.arrays(weights, self._like)), {}
+            entries = [dict(entry) for entry in content.config_records.values()]
+            shared[id(content)] = (
+                shared[id(weights)][0],
+                {name: one for entry in entries for name, one in entry.items()},
+            )
+        arrays, config = shared[id(content)]
         kind = message.metadata.message_type
-        return Task(self._device(message), int(config.get("server-round", 0)), kind, shared[id(weights)], config)
+        return Task(self._device(message), int(config.get("server-round", 0)), kind, arrays, dict(config))
 
     def _device(self, message: Message) -> str:
         return self._devices[message.metadata.dst_node_id]

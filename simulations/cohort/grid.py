@@ -8,7 +8,7 @@ import numpy as np
 from contract.tensors import Arrays
 from contract.training import Optimizer
 from coordinator.rounds.flower import Message
-from coordinator.rounds.grid import GridBase, Reply, Task
+from coordinator.rounds.grid import GridBase, Reply, Shared, Task
 from coordinator.rounds.settings import device_seed
 from simulations.cohort.engine import Engine
 from simulations.cohort.local import Client, Local, Trained
@@ -58,7 +58,7 @@ class CohortGrid(GridBase):
         listed = list(messages)
         if not (self._fold and listed):
             return super().send_and_receive(listed, timeout=timeout)
-        shared: dict[int, Arrays] = {}
+        shared: Shared = {}
         tasks = [self._task(message, shared) for message in listed]
         told, weights, _ = self._work(tasks, keep=False)
         good = [each for each in told.values() if each.finite]
