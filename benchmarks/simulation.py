@@ -9,11 +9,13 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks import simulation_memory
 from benchmarks.results import Row, arguments, show
 from benchmarks.simulation_ours import update_error
 from benchmarks.simulation_workloads import WORKLOADS, Workload, told
@@ -112,8 +114,15 @@ def _rows(name: str, workload: Workload, seconds: dict[str, float]) -> list[Row]
 
 
 def main() -> int:
-    options = arguments(__doc__, groups=WORKLOADS)
-    rows = [row for name in options.only or WORKLOADS for row in measure(name, quick=options.quick)]
+    groups = [*WORKLOADS, "memory"]
+    options = arguments(__doc__, groups=groups)
+    rows: list[Row] = []
+    for name in options.only or groups:
+        if name != "memory":
+            rows += measure(name, quick=options.quick)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows += simulation_memory.measure(Path(folder), quick=options.quick)
     return show(rows, options.json)
 
 

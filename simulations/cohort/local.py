@@ -34,7 +34,7 @@ class Local:
         return self.optimizer == "sgd"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Client:
     """One client of a cohort.
 
@@ -57,7 +57,7 @@ class Client:
         return self.epochs * -(-len(self.rows) // batch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trained:
     """How one client's training went; `loss` and `accuracy` are of its last epoch, as it trained."""
 
