@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _LONG_S = 3.0  # of a round of clients one by one, from which on it is worth to start processes
 _SCORED = 2048  # samples that are evaluated together
-# Clients; their weights should fit the processor's cache.
-_CHUNK = {"dense kernels": 16, "convolutions": 10, "vmap": 16, "one by one": 4}
+_CHUNK = {"dense kernels": 32, "convolutions": 10, "vmap": 16, "one by one": 4}  # clients at most
+_CACHE_BYTES = 8e6  # of a processor's: where weights of all clients stand side by side, they should fit
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Engine:
         self._threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self._path = self._picked(path)
-        self._chunk = chunk or _CHUNK[self._path.name]
+        self._chunk = chunk or self._fitting()
         self._processes: Processes | None = None
         # By what processes begin; None where threads do as well, or where there is nothing to begin with.
         self._source = learner.source if self._threads > 1 and self._path.name == Reference.name else None
@@ -99,6 +99,14 @@ class Engine:
     def plan(self) -> dict[str, str | int]:
         """How it trains: the same plan, seed and machine give the same bits."""
         return {"path": self._path.name, "chunk": self._chunk, "threads": self._threads}
+
+    def _fitting(self) -> int:
+        """Clients of a chunk."""
+        most = _CHUNK[self._path.name]
+        if self._path.name not in {Stacks.name, Vmapped.name}:
+            return most
+        one = sum(each.size for each in self._learner.start.values()) * self._dtype.itemsize
+        return max(4, min(most, int(_CACHE_BYTES / one)))
 
     def _picked(self, wanted: str) -> Path:
         learner = self._learner
