@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import time
 import warnings
 from collections import deque
@@ -21,6 +22,7 @@ from simulations.cohort.reference import Reference
 from simulations.cohort.stacks import Stacks
 from simulations.cohort.vmapped import Vmapped
 from simulations.errors import SimulationError
+from simulations.population import Population
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class Engine:
             raise SimulationError(f"{len(x)} samples and {len(y)} classes")
         self._x, self._y = _tensor(x), _tensor(np.asarray(y, np.int64))
         self._learner, self._dtype = learner, dtype
+        self._ahead: Callable[[np.ndarray], None] = lambda _rows: None
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < learner.classes:
             raise SimulationError(
                 f"classes {y.min()} to {y.max()} among the samples; the model knows {learner.classes}"
@@ -89,6 +92,19 @@ class Engine:
     def plan(self) -> dict[str, str | int]:
         """How it trains: the same plan, seed and machine give the same bits."""
         return {"path": self._path.name, "chunk": self._chunk, "threads": self._threads}
+
+    def move(self, folder: pathlib.Path, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Lay the samples out on disk by client and train from there, so that memory need not hold them.
+
+        Returns:
+            Rows of each client, in place of `parts`.
+
+        Raises:
+            SimulationError: the folder is there already, or cannot be written.
+        """
+        moved = Population.create(folder, self._x.numpy(), self._y.numpy(), parts)
+        self._x, self._y, self._ahead = _tensor(moved.x), _tensor(moved.y), moved.ahead
+        return [moved.rows(client) for client in range(moved.clients)]
 
     def _picked(self, wanted: str) -> Path:
         learner = self._learner
@@ -153,7 +169,7 @@ class Engine:
         """
         check(clients)
         start = self._weights(weights)
-        by_steps = sorted(clients, key=lambda client: -client.steps(local.batch))
+        by_steps = sorted(clients, key=lambda client: (-client.steps(local.batch), client.rows[0]))
         chunks = [by_steps[at : at + self._chunk] for at in range(0, len(by_steps), self._chunk)]
         total = [torch.zeros(each.shape, dtype=torch.float64) for each in start]
         trained: dict[str, Trained] = {}
@@ -191,6 +207,8 @@ class Engine:
 
         waiting: deque[tuple[Sequence[Client], Future[Result]]] = deque()
         for members in chunks:
+            for client in members:
+                self._ahead(client.rows)
             waiting.append((members, self._pool.submit(work, members)))
             if len(waiting) > 2 * self._threads:
                 first, future = waiting.popleft()
