@@ -38,6 +38,15 @@ def test_a_folder_that_is_there_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "letters"
 
 
+def test_a_population_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SimulationError, match="cannot be written"):
+        Population.create(tmp_path / "file" / "people", X, Y, PARTS)
+    with pytest.raises(IndexError):
+        Population.create(tmp_path / "people", X, Y, [*PARTS, np.array([10])])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("name", ["x.npy", "y.npy", "offsets.npy"])
 @pytest.mark.parametrize("size", [0, 5, 60, -1])
 def test_a_file_cut_short_is_refused_by_its_name(tmp_path: Path, name: str, size: int) -> None:
