@@ -47,6 +47,10 @@ def simulate(
     partition_plot: Annotated[
         Path | None, typer.Option(help="Write a picture of the partition to this .png file.")
     ] = None,
+    population: Annotated[
+        Path | None,
+        typer.Option(help="Train from disk: lay the samples out by client in this new folder, and map it."),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Samples of a step; 0 takes the task's. `device` has the bundle's.")] = 0,
     path: Annotated[
         str,
@@ -103,7 +107,9 @@ def simulate(
     )
     live = _Live(shown=sys.stderr.isatty() and not as_json)
     given = _bundle(bundle, model or loaded.name, state) if bundle or model or engine == "device" else None
-    learning = _learning(loaded, given, train, test, engine=engine, batch=batch, path=path, seed=seed)
+    learning = _learning(
+        loaded, given, train, test, engine=engine, batch=batch, path=path, seed=seed, folder=population
+    )
     if not as_json:
         typer.echo("{path}, {chunk} clients side by side, {threads} threads".format(**learning.plan), err=True)
     outcome = run(
@@ -144,6 +150,7 @@ def _learning(
     batch: int,
     path: str,
     seed: int,
+    folder: Path | None,
 ) -> "Learning":
     from simulations.errors import SimulationError
 
@@ -152,8 +159,8 @@ def _learning(
     if engine == "device":
         from simulations.device_loop import DeviceLoop
 
-        if batch or path:
-            raise SimulationError("--batch and --path are for --engine cohort; a bundle's training part has its batch")
+        if batch or path or folder:
+            raise SimulationError("--batch, --path and --population are for --engine cohort")
         assert given is not None  # noqa: S101 the caller looked
         return DeviceLoop(given, train, test)
     from cloud import features
@@ -170,6 +177,7 @@ def _learning(
         batch=batch or task.training.batch,
         start=None if given is None else tensors.load(given.files["weights"]),
         path=path,
+        folder=folder,
     )
 
 

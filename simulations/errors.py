@@ -1,8 +1,8 @@
 """Errors of the simulations.
 
-SimulationError     a partition or a bundle that cannot be simulated; the message says what to change
+SimulationError     a partition, a population or a bundle that cannot be simulated; the message says what to change
 """
 
 
 class SimulationError(Exception):
-    """A partition or a bundle that cannot be simulated."""
+    """A partition, a population or a bundle that cannot be simulated."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import time
 import warnings
 from collections import deque
@@ -25,6 +26,7 @@ from simulations.cohort.reference import Reference
 from simulations.cohort.stacks import Stacks
 from simulations.cohort.vmapped import Vmapped
 from simulations.errors import SimulationError
+from simulations.population import Population
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Engine:
             raise SimulationError(f"{len(x)} samples and {len(y)} classes")
         self._x, self._y = _tensor(x), _tensor(np.asarray(y, np.int64))
         self._learner, self._dtype = learner, dtype
+        self._ahead: Callable[[np.ndarray], None] = lambda _rows: None
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < learner.classes:
             raise SimulationError(
                 f"classes {y.min()} to {y.max()} among the samples; the model knows {learner.classes}"
@@ -107,6 +110,19 @@ class Engine:
             return most
         one = sum(each.size for each in self._learner.start.values()) * self._dtype.itemsize
         return max(4, min(most, int(_CACHE_BYTES / one)))
+
+    def move(self, folder: pathlib.Path, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Lay the samples out on disk by client and train from there, so that memory need not hold them.
+
+        Returns:
+            Rows of each client, in place of `parts`.
+
+        Raises:
+            SimulationError: the folder is there already, or cannot be written.
+        """
+        moved = Population.create(folder, self._x.numpy(), self._y.numpy(), parts)
+        self._x, self._y, self._ahead = _tensor(moved.x), _tensor(moved.y), moved.ahead
+        return [moved.rows(client) for client in range(moved.clients)]
 
     def _picked(self, wanted: str) -> Path:
         learner = self._learner
@@ -177,7 +193,7 @@ class Engine:
         """
         check(clients)
         start = self._weights(weights)
-        by_steps = sorted(clients, key=lambda client: -client.steps(local.batch))
+        by_steps = sorted(clients, key=lambda client: (-client.steps(local.batch), client.rows[0]))
         turns = -(-len(clients) // (self._chunk * self._threads))  # so that no thread waits for the last chunk
         size = -(-len(clients) // (turns * self._threads))
         chunks = [by_steps[at : at + size] for at in range(0, len(by_steps), size)]
@@ -236,6 +252,8 @@ class Engine:
         processes, begun = self._begun(), time.perf_counter()
         waiting: deque[tuple[Sequence[Client], Callable[[], Result]]] = deque()
         for members in chunks:
+            for client in members:
+                self._ahead(client.rows)
             waiting.append((members, submit(members)))
             if len(waiting) > 2 * self._threads:
                 first, result = waiting.popleft()

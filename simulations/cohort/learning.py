@@ -1,6 +1,7 @@
 """Clients that train together in the cohort engine."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class CohortLearning:
         batch: int,
         start: Arrays | None = None,
         path: str = "",
+        folder: Path | None = None,
     ) -> None:
         """Use a learner on samples.
 
@@ -37,6 +39,7 @@ class CohortLearning:
             batch: samples of a step.
             start: weights where round 1 starts; None takes the learner's fresh ones.
             path: of the engine; without it, the fastest.
+            folder: a new one, where the model input is laid out by client and trained from; None keeps it in memory.
 
         Raises:
             TensorError: a start that does not fit the learner.
@@ -48,10 +51,17 @@ class CohortLearning:
         self.labels, self.groups = train.y, train.groups
         self._engine = Engine(learner, _applied(transform, train.x), train.y, path=path)
         self._test, self._batch = Samples(transform.apply(test.x), np.asarray(test.y, np.int64)), batch
+        self._folder = folder
         self.plan: Mapping[str, str | int] = self._engine.plan
 
     def grid(self, rows: Mapping[str, np.ndarray], *, seed: int, fold: bool, progress: Progress) -> CohortGrid:
-        """A grid over clients."""
+        """A grid over clients.
+
+        Raises:
+            SimulationError: the folder for the samples is there already, or cannot be written.
+        """
+        if self._folder is not None:
+            rows = dict(zip(rows, self._engine.move(self._folder, list(rows.values())), strict=True))
         return CohortGrid(
             rows, self._engine, like=self.start, seed=seed, batch=self._batch, fold=fold, progress=progress
         )

@@ -21,6 +21,7 @@ from simulations.cohort import learner
 from simulations.cohort.learning import CohortLearning
 from simulations.errors import SimulationError
 from simulations.partition import Plan
+from simulations.population import Population
 from simulations.run import Samples, Scenario, simulate
 
 DIGITS = Path(__file__).parents[2] / "data" / "digits" / "bundle.zip"
@@ -144,17 +145,20 @@ def test_every_keras_layer_that_simulations_know_does_what_keras_does() -> None:
 def test_the_command_needs_nothing_but_a_task(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fieldfare", "simulate"]
     options = ["digits", "--clients", "4", "--rounds", "1", "--partition-plot", str(tmp_path / "parts.png")]
+    options += ["--population", str(tmp_path / "people")]
     run = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
     assert run.stdout.splitlines()[-1].startswith(
         "4 clients with 161 to 162 samples (median 162) and 10 to 10 classes, "
     )
+    assert Population(tmp_path / "people").clients == 4
     assert "clients side by side, " in run.stderr
     for options, sentence in (
         (["--engine", "magic"], "--engine magic: take cohort or device"),
         (["--path", "magic"], "no path 'magic'; there are dense kernels, convolutions, vmap"),
         (["--path", "dense kernels"], "dense kernels train nothing but dense layers"),
-        (["--bundle", str(DIGITS), "--engine", "device", "--batch", "8"], "--batch and --path are for --engine cohort"),
+        (["--bundle", str(DIGITS), "--engine", "device", "--batch", "8"], "--batch, --path and --population are"),
+        (["--population", str(tmp_path)], f"{tmp_path} is there already; remove it, or name another"),
     ):
         failed = subprocess.run([*command, "digits", *options], capture_output=True, text=True, check=False)
         assert (failed.returncode, failed.stderr.splitlines()[-1][: len(sentence) + 10]) == (
