@@ -29,6 +29,12 @@ _OVER_POSITIONS = (
 )
 _JOINED = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 
+
+def makers(model: Any) -> set[str]:
+    """Names of the layers that make filters or units, of a Keras model of either kind."""
+    return {layer.name for layer in model.layers if type(layer).__name__ in (*_MAKERS, *_SEPARABLE)}
+
+
 Axes = dict[int, np.ndarray]
 """Axis of a weight to the numbers that lie along it."""
 

@@ -54,7 +54,9 @@ def run(
     minutes: Annotated[float, typer.Option(help="Of searching.")] = 15.0,
     trials: Annotated[int, typer.Option(help="Of a search, at most.")] = 200,
     seed: Annotated[int, typer.Option(help="Of a search's choices.")] = 0,
-    gates: Annotated[Path | None, typer.Option(help="TOML file of what may ship, instead of the model's own.")] = None,
+    gates: Annotated[
+        Path | None, typer.Option(help="TOML file of what must hold to ship, beside the model's own gates.")
+    ] = None,
     task: Annotated[str, typer.Option(help="Task instead of the version's own.")] = "",
     hardware_class: Annotated[
         list[str], typer.Option("--hardware-class", help="Devices that may run the bundle; without it, any.")
@@ -190,7 +192,7 @@ def _show(client: "Client", result: dict[str, Any]) -> None:
             "*" if each.name == content.chosen else "",
             each.name,
             *(column.cell(each.report) for column in COLUMNS),
-            "yes" if each.passed else "; ".join(each.reasons),
+            "yes" if each.passed else ("by override: " if each.overridden else "") + "; ".join(each.reasons),
         )
         for each in content.variants
     ]

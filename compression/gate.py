@@ -8,7 +8,7 @@ from compression.errors import GateError, RecipeError
 from compression.measure import Report
 from coordinator.client import Gates, InvalidError, gates_from_fields, gates_from_toml, records
 
-__all__ = ["LOCAL", "Gates", "choose", "from_fields", "load", "reasons"]
+__all__ = ["LOCAL", "Gates", "choose", "from_fields", "load", "reasons", "stricter"]
 
 LOCAL = "local"  # the machine that compressed, among hardware classes
 _SLACK = 1e-9  # of a sum of floats
@@ -38,6 +38,22 @@ def from_fields(fields: Any, where: str) -> Gates:
         return gates_from_fields(fields, where)
     except InvalidError as error:
         raise RecipeError(str(error)) from error
+
+
+def stricter(one: Gates, other: Gates) -> Gates:
+    """Gates that hold what both hold: a job may ask for more than its model does, and for less by nobody's word."""
+    both: dict[str, Any] = {}
+    for name in Gates.__struct_fields__:
+        given = [value for value in (getattr(one, name), getattr(other, name)) if value is not None]
+        if name == "p95_us":
+            both[name] = {
+                each: min(limits[each] for limits in given if each in limits) for each in {**given[0], **given[1]}
+            }
+        elif given:
+            both[name] = max(given) if name.startswith(("min_", "require_")) else min(given)
+        else:
+            both[name] = None
+    return Gates(**both)
 
 
 def reasons(report: Report, gates: Gates, measured: Mapping[str, float] | None = None) -> list[str]:

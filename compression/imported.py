@@ -66,7 +66,7 @@ def register(
         content: the `.tflite`.
         model: that it becomes a version of.
         task: gives samples, labels and transform; see `task_of_samples` where there are samples alone.
-        gates: instead of the model's own. Losses are against the artifact itself, so they ask for nothing.
+        gates: that hold beside the model's own. Losses are against the artifact itself, so they ask for nothing.
         hardware_classes: that may run the bundle; none is any.
 
     Raises:
@@ -83,9 +83,8 @@ def register(
     _check_fit(found, origin)
     judge = Judge(origin, content)
     report = judge.test(judge.validation(content), content)
-    if gates is None and model in {each.name for each in client.models()}:
-        gates = client.gates(model)
-    gates = gates or Gates()
+    own = client.gates(model) if model in {each.name for each in client.models()} else None
+    gates = gate.stricter(own, gates) if own and gates else own or gates or Gates()
     measured = bench.newest(client.measurements(found.sha256))
     reasons = gate.reasons(report, gates, measured)
     notes = [] if gates.require_measurement else bench.missing(gates, measured, gate.LOCAL)

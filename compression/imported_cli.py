@@ -41,7 +41,9 @@ def bring_in(  # noqa: PLR0917 each is an option
         typer.Option(help="Instead of a task: safetensors with x (what the artifact takes) and y (classes)."),
     ] = None,
     labels: Annotated[str, typer.Option(help="With --samples: names of the classes, with commas between them.")] = "",
-    gates: Annotated[Path | None, typer.Option(help="TOML file of what may ship, instead of the model's own.")] = None,
+    gates: Annotated[
+        Path | None, typer.Option(help="TOML file of what must hold to ship, beside the model's own gates.")
+    ] = None,
     hardware_class: Annotated[
         list[str], typer.Option("--hardware-class", help="Devices that may run the bundle; without it, any.")
     ] = [],  # noqa: B006 typer copies it

@@ -57,7 +57,7 @@ class CompressSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         recipes: names of ready recipes, or whole recipes as they stand in a TOML file; the float variant that they are
             compared with is always made.
         search: look for recipes beside those; its Pareto front becomes variants.
-        gates: fields of `compression.gate.Gates`; without any, those that the registry keeps for the model.
+        gates: fields of `compression.gate.Gates`, which hold beside those that the registry keeps for the model.
         hardware_classes: that may run the bundle; empty means any.
     """
 
@@ -86,8 +86,9 @@ def run(context: JobContext) -> dict[str, Any]:
     started = time.monotonic()
     context.report(0.02, "fetching the version")
     origin = source.load(context.client, spec.model, spec.version, spec.task)
-    if not spec.gates:
-        gates = context.client.gates(spec.model) or gates
+    own = context.client.gates(spec.model)
+    if own is not None:
+        gates = gate.stricter(own, gates) if spec.gates else own
     check_data(origin, recipes)
     check_lane(origin, spec)
     if origin.task.framework == "keras":
@@ -274,6 +275,7 @@ def _decide(
                 report=msgspec.to_builtins(each.report),
                 passed=not why,
                 reasons=why,
+                overridden=name in passed,
             )
         )
     content = Content(
@@ -284,6 +286,7 @@ def _decide(
         gates=msgspec.to_builtins(gates),
         variants=entries,
         chosen=chosen,
+        refused=refused,
         training=training.refused,
         search=None if found is None or allowed is None else outcome.for_report(found, allowed),
         seconds=0.0,

@@ -120,11 +120,6 @@ class Judge:
             raise ArtifactError("the artifact gives logits that are not finite")
         return found
 
-    def drop(self, content: bytes) -> intervals.Drop:
-        """Validation accuracy lost against float, and nothing else: what a search asks first."""
-        found = self.logits(content, self._source.validation)
-        return intervals.drop(self._base_right, _right(found, self._source.validation))
-
     def validation(self, content: bytes) -> Report:
         """Everything but the test samples.
 
@@ -138,7 +133,7 @@ class Judge:
         temperature = self._temperature(logits)
         ece = metrics.calibration_error(metrics.softmax(logits, temperature), part.y)
         size = sizes(content)
-        processors = os.cpu_count() or 1
+        processors = len(os.sched_getaffinity(0))  # that this process may use
         one = latency(content, part.x)
         many = latency(content, part.x, threads=processors) if processors > 1 else one
         return Report(

@@ -31,7 +31,7 @@ def spec(
         named: MODEL:VERSION, or MODEL for its newest version.
         recipes: ready names or files; they travel whole, so that the job does not need the files.
         search: fields of `compression.job.SearchSpec`; then no recipe is followed unless one is given.
-        gates: TOML file, None for the model's own.
+        gates: TOML file of what must hold beside the model's own.
         task, hardware_classes: as in `compression.job.CompressSpec`.
 
     Raises:

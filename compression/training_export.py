@@ -44,13 +44,21 @@ def export(
     check_layers(model)
     spec = training_spec(model, batch, optimizers)
     module = tf.Module()
-    module.infer = tf.function(_infer(model, spec), input_signature=_infer_signature(model, spec))
+    # Without autograph, whose errors are tracebacks: models are traced as they are.
+    module.infer = tf.function(_infer(model, spec), input_signature=_infer_signature(model, spec), autograph=False)
     signatures = {training.INFER: module.infer.get_concrete_function()}
     for optimizer in spec.optimizers:
         signature = train_signature(model, spec, optimizer)
-        function = tf.function(_train(model, spec, optimizer), input_signature=signature)
+        function = tf.function(_train(model, spec, optimizer), input_signature=signature, autograph=False)
         setattr(module, training.SIGNATURES[optimizer], function)
-        signatures[training.SIGNATURES[optimizer]] = function.get_concrete_function()
+        try:
+            signatures[training.SIGNATURES[optimizer]] = function.get_concrete_function()
+        except UnsupportedLayerError as error:  # of a gradient, which knows its operation
+            operation, _, reason = str(error).partition(": ")
+            raise UnsupportedLayerError(f"{_layer_of(model, operation)}: {reason}") from error
+        except (ValueError, TypeError, LookupError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UnsupportedLayerError(f"{model.name}: its training step cannot be traced: {reason}") from error
     # With custom gradients saved, the loader would trace the overridden operations again and fail.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
@@ -60,7 +68,7 @@ def export(
         try:
             return bytes(converter.convert()), spec
         except Exception as error:
-            raise ConversionError(_conversion_message(model, error)) from error
+            raise _refusal(model, signatures, error) from error
 
 
 def training_spec(model: Any, batch: int = BATCH, optimizers: Sequence[Optimizer] = ("sgd", "adam")) -> TrainingSpec:
@@ -93,6 +101,10 @@ def check_layers(model: Any) -> None:
             reason = _RANDOM
         elif kind in {"LSTM", "GRU", "SimpleRNN"} and not layer.unroll:
             reason = "its loop has no builtin gradient; give it unroll=True"
+        elif getattr(layer, "data_format", "channels_last") == "channels_first":
+            reason = "channels come first; devices take them last"
+        elif "Conv" in kind and getattr(layer, "groups", 1) != 1:
+            reason = "convolutions in groups have no builtin gradient; use groups=1"
         elif getattr(layer, "depth_multiplier", 1) not in {1, None}:
             reason = f"depth multiplier {layer.depth_multiplier} has no builtin gradient; use 1"
         elif "Pooling" in kind and getattr(layer, "strides", None) not in {None, getattr(layer, "pool_size", None)}:
@@ -105,7 +117,8 @@ def check_layers(model: Any) -> None:
 
 def _draws(layer: Any) -> bool:
     """Whether a layer draws random numbers while it trains; recurrent layers have a seed even without dropout."""
-    if isinstance(layer, keras.Model) or not any(weights.is_seed(variable) for variable in layer.variables):
+    inner = next(iter(layer._flatten_layers(include_self=False)), None)  # noqa: SLF001 they are looked at themselves
+    if inner is not None or not any(weights.is_seed(variable) for variable in layer.variables):
         return False
     rates = [getattr(layer, name, None) for name in ("rate", "dropout", "recurrent_dropout")]
     known = [rate for rate in rates if rate is not None]
@@ -233,9 +246,21 @@ def _masked_moments(mask: Tensor) -> Iterator[None]:
         layer._moments = original  # noqa: SLF001
 
 
-def _conversion_message(model: Any, error: Exception) -> str:
-    operations = sorted(set(re.findall(r"tf\.[A-Z]\w+", str(error))))
-    kinds = sorted({type(layer).__name__ for layer in model._flatten_layers(include_self=False)})  # noqa: SLF001
-    if operations:
-        return f"operations {operations} have no builtin form on a device; the model's layers are {kinds}"
-    return f"the converter refused the training step of a model with layers {kinds}: {str(error)[:300]}"
+def _refusal(model: Any, signatures: dict[str, Any], error: Exception) -> Exception:
+    """What the converter's pages of MLIR come down to: which layer has which operation that no device has."""
+    operations = sorted(set(re.findall(r"tf\.([A-Z]\w+)", str(error))))
+    for function in signatures.values():
+        for operation in function.graph.get_operations():
+            if operation.type in operations:
+                layer = _layer_of(model, operation.name)
+                return UnsupportedLayerError(f"{layer} cannot be trained on a device: no builtin tf.{operation.type}")
+    reason = " ".join(str(error).split())[:300]
+    return ConversionError(f"the converter refused the training step of {model.name}: {reason}")
+
+
+def _layer_of(model: Any, operation: str) -> str:
+    """The layer whose name stands in an operation's, innermost first."""
+    kinds = {layer.name: type(layer).__name__ for layer in model._flatten_layers(include_self=False)}  # noqa: SLF001
+    scopes = [re.sub(r"_\d+$", "", scope) if scope not in kinds else scope for scope in operation.split("/")]
+    name = next((scope for scope in reversed(scopes) if scope in kinds), None)
+    return f"operation {operation}" if name is None else f"layer {name!r} ({kinds[name]})"

@@ -15,6 +15,7 @@ class VariantEntry(msgspec.Struct, frozen=True, kw_only=True):
         records: what each stage did.
         report: fields of `compression.measure.Report`.
         passed, reasons: of the gates.
+        overridden: whether a signed word lets it ship in spite of them.
     """
 
     name: str
@@ -23,6 +24,7 @@ class VariantEntry(msgspec.Struct, frozen=True, kw_only=True):
     report: dict[str, Any]
     passed: bool
     reasons: list[str]
+    overridden: bool = False
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +51,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         model, version: in the registry.
         snapshot_sha256: of the data; None for a federated version, which uses its ancestor's.
         gates: what a variant had to hold.
-        chosen: the variant that became a bundle; None where none passed.
+        chosen: the variant that became a bundle; None where none may ship, or none meets the budget.
+        refused: why there is none then.
         training: why there is no training signature; empty where there is one.
         environment: versions of the packages that made the artifacts.
     """
@@ -65,3 +68,4 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     search: Search | None
     seconds: float
     environment: dict[str, str]
+    refused: str = ""

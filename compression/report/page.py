@@ -88,8 +88,10 @@ def _tiles(content: Content) -> list[dict[str, str]]:
     by_name = {each.name: each for each in content.variants}
     base, chosen = by_name.get("float"), by_name.get(content.chosen or "")
     if chosen is None:
-        return [{"kind": "bad", "value": "none", "text": "of the variants may ship"}]
-    tiles = [{"kind": "good", "value": chosen.name, "text": "is the smallest that may ship"}]
+        text = "of the variants was chosen" if any(map(_may_ship, content.variants)) else "of the variants may ship"
+        return [{"kind": "bad", "value": "none", "text": text}]
+    how = "ships by a signed override" if chosen.overridden else "is the smallest that may ship"
+    tiles = [{"kind": "good", "value": chosen.name, "text": how}]
     if base is not None:
         size, speed = (base.report[key] / chosen.report[key] for key in ("zstd_bytes", "p50_us"))
         tiles.append({"kind": "", "value": f"{size:.1f} x", "text": "fewer bytes on the way than float"})
@@ -100,11 +102,16 @@ def _tiles(content: Content) -> list[dict[str, str]]:
     return tiles
 
 
+def _may_ship(variant: VariantEntry) -> bool:
+    return variant.passed or variant.overridden
+
+
 def _row(variant: VariantEntry, chosen: str | None) -> dict[str, Any]:
     return {
         "name": variant.name,
         "cells": [column.cell(variant.report) for column in COLUMNS],
         "passed": variant.passed,
+        "ships": "yes" if variant.passed else "by override" if variant.overridden else "no",
         "reasons": "; ".join(variant.reasons),
         "chosen": variant.name == chosen,
     }

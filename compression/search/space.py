@@ -4,7 +4,7 @@ The space is read off `recipe.stage_classes()`: an option whose stage or paramet
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -67,7 +67,7 @@ OPTIONS = (
     Option("filter-prune", {"keep": Steps(0.25, 0.9, 0.05, 0.6)}, spares="keep"),
     Option("low-rank", {"energy": Steps(0.6, 0.98, 0.02, 0.9)}),
     Option("distill", alone=False),
-    Option("prune", {"sparsity": Steps(0.4, 0.96, 0.04, 0.8)}, spares="sparsity", looked=("sparsity", 0.8)),
+    Option("prune", {"sparsity": Steps(0.4, 0.96, 0.04, 0.8)}),
     Option("cluster", {"clusters": (16, 4, 8, 32, 64)}),
     Option("qat", last=("int8",)),
 )
@@ -103,12 +103,13 @@ class Space:
         return tuple(name for name in self.finishes if name not in LARGE)
 
 
-def build(losses: list[LayerLoss], *, trains: bool = True) -> Space:
+def build(losses: list[LayerLoss], *, trains: bool = True, filters: Collection[str] | None = None) -> Space:
     """The space of a model.
 
     Args:
         losses: its sensitivity.
         trains: whether stages that train are allowed; they are not for versions that come from devices.
+        filters: layers that may keep filters of their own; None is all.
     """
     kinds = recipe.stage_classes()
     options, spared = [], {}
@@ -118,7 +119,8 @@ def build(losses: list[LayerLoss], *, trains: bool = True) -> Space:
             continue
         known = kind.__struct_fields__
         options.append(replace(option, fields={name: of for name, of in option.fields.items() if name in known}))
-        layers = tuple(sensitivity.fragile(losses, *option.looked))
+        fragile = sensitivity.fragile(losses, *option.looked)
+        layers = tuple(layer for layer in fragile if filters is None or layer in filters)
         if option.spares in known and "layers" in known and layers:
             spared[option.stage] = layers
     chains = {**FINISHES, **_sparing(losses)}
@@ -177,7 +179,7 @@ def make(space: Space, params: Params, *, epochs: int, name: str, seed: int) -> 
             continue
         fields = {of: params[f"{option.stage}.{of}"] for of in option.fields}
         if params.get(f"{option.stage}.spare"):
-            milder = _milder(option.spares, fields[option.spares])
+            milder = round(float(np.sqrt(fields[option.spares])), 4)  # of the part that stays
             fields["layers"] = dict.fromkeys(space.spared[option.stage], milder)
         stages.append({"stage": option.stage, **fields})
         last = option.last or last
@@ -185,11 +187,6 @@ def make(space: Space, params: Params, *, epochs: int, name: str, seed: int) -> 
     stages.extend(dict(stage) for stage in space.finishes[finish])
     made = recipe.from_fields({"name": name, "seed": seed, "stages": stages}, "search")
     return retimed(made, epochs)
-
-
-def _milder(name: str, value: float) -> float:
-    """For layers that are spared: the root of the part that stays."""
-    return round(float(np.sqrt(value)) if name == "keep" else 1 - float(np.sqrt(1 - value)), 4)
 
 
 def retimed(which: Recipe, epochs: int) -> Recipe:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from compression import candidate, recipe
+from compression import candidate, channels, recipe
 from compression.errors import CompressionError, SearchError
 from compression.measure import Judge
 from compression.recipe import Recipe
@@ -108,7 +108,7 @@ class _Search:
     def run(self) -> Outcome:
         losses = self._sensitivity()
         schedule = Schedule(
-            space=space.build(losses, trains=self._trains),
+            space=space.build(losses, trains=self._trains, filters=channels.makers(self._model)),
             ledger=self._ledger,
             samples=len(self._bench.train.x),
             allowed=self._budget.most("drop") or 0.0,

@@ -43,16 +43,22 @@ class LowRank(Stage, frozen=True, kw_only=True, tag="low-rank"):
         return thin, {"ranks": ranks, "left": left, **{what: [before[what], after[what]] for what in before}}
 
     def _ranks(self, model: Any) -> tuple[dict[str, int], list[str]]:
-        """Ranks of the layers that become smaller by it, and names of those that do not."""
+        """Ranks of the layers that become smaller by it, and names of those that stay."""
         dense = {layer.name: layer.get_weights()[0] for layer in model.layers if type(layer).__name__ == "Dense"}
         for name in self.layers:
             if name not in dense:
                 near = difflib.get_close_matches(name, dense, n=1) or list(dense)
                 raise RecipeError(f"low-rank.layers: no dense layer {name!r}; there is {', '.join(near) or 'none'}")
+        shared = _shared(model)
+        taken = sorted(shared.intersection(self.layers))
+        if taken:
+            raise UnsupportedLayerError(
+                f"{taken[0]}: is used more than once, which low-rank cannot follow; leave it out"
+            )
         ranks, left = {}, []
         for name in self.layers or dense:
             rank = self._rank(name, dense[name])
-            if rank * sum(dense[name].shape) < dense[name].size:
+            if name not in shared and rank * sum(dense[name].shape) < dense[name].size:
                 ranks[name] = rank
             else:
                 left.append(name)
@@ -66,6 +72,12 @@ class LowRank(Stage, frozen=True, kw_only=True, tag="low-rank"):
         energy = np.linalg.svd(kernel.astype(np.float64), compute_uv=False) ** 2
         reached = np.cumsum(energy) >= self.energy * energy.sum() * (1 - 1e-12)
         return int(np.argmax(reached)) + 1
+
+
+def _shared(model: Any) -> set[str]:
+    """Names of layers that a model uses more than once."""
+    entries = model.get_config()["layers"]
+    return {entry["config"]["name"] for entry in entries if len(entry.get("inbound_nodes", ())) > 1}
 
 
 def factored(model: Any, ranks: Mapping[str, int]) -> Any:

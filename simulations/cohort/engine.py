@@ -89,7 +89,7 @@ class Engine:
             raise SimulationError(
                 f"classes {y.min()} to {y.max()} among the samples; the model knows {learner.classes}"
             )
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self._path = self._picked(path)
         self._chunk = chunk or self._fitting()

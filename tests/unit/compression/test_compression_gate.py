@@ -37,9 +37,28 @@ def report(drop: float, size: int, **others: object) -> Report:
     return msgspec.convert(fields | others, Report)
 
 
+gates = st.builds(
+    gate.Gates,
+    max_drop=st.none() | st.floats(0, 0.1),
+    max_zstd_bytes=st.none() | st.integers(1, 9),
+    min_worst_class=st.none() | st.floats(0.7, 0.9),
+    p95_us=st.dictionaries(st.sampled_from(["local", "nano"]), st.floats(1, 4)),
+    require_measurement=st.booleans(),
+)
 reports = st.dictionaries(
     st.text("abc", min_size=1, max_size=4), st.builds(report, st.floats(-0.1, 0.2), st.integers(1, 9)), min_size=1
 )
+
+
+@given(st.builds(report, st.floats(-0.1, 0.2), st.integers(1, 9)), gates, gates, st.booleans())
+def test_of_two_gates_what_passes_both_passes(one: Report, own: gate.Gates, asked: gate.Gates, measured: bool) -> None:
+    known = {"nano": 2.5} if measured else {}
+    alone = [gate.reasons(one, each, known) for each in (own, asked)]
+    required = own.require_measurement or asked.require_measurement
+    if not measured and required and "nano" in {**own.p95_us, **asked.p95_us}:
+        assert gate.reasons(one, gate.stricter(own, asked), known)  # who requires it, requires it of every class
+    else:
+        assert bool(gate.reasons(one, gate.stricter(own, asked), known)) == any(alone)
 
 
 @given(reports, st.floats(0, 0.1))

@@ -215,6 +215,17 @@ def test_where_no_variant_may_ship_all_are_registered_and_there_is_a_report_and_
     assert b"none" in made.client.get_blob(result["report"]["html"])
 
 
+def test_a_job_cannot_ask_for_less_than_its_model(made: Made) -> None:
+    made.client.registry.set_gates("digits", {"max_bytes": 10})
+    try:
+        spec = {"model": "digits", "version": 1, "recipes": ["int8"], "gates": {"max_drop": 1.0, "max_bytes": 10**9}}
+        result = made.run(compress_job, "compress-lax", spec)
+    finally:
+        made.client.registry.set_gates("digits", {})
+    assert (result["chosen"], result["bundle"]) == (None, None)
+    assert "no variant may ship: float has" in result["refused"]
+
+
 def test_an_attempt_that_was_killed_is_not_made_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"model": "digits", "version": 1, "recipes": ["int8"], "gates": {"max_drop": 0.05}}
     folder = made.folder / "killed"

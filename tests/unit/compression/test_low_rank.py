@@ -88,6 +88,21 @@ def test_a_layer_can_be_factored_again(bench: Workbench, model: Any) -> None:
     assert [layer.name for layer in twice.layers][-4:] == ["shape_low", "shape_low_low", "shape", "logits"]
 
 
+@pytest.mark.timeout(60)
+def test_a_layer_that_is_used_twice_stays_whole() -> None:
+    import tf_keras
+
+    x = tf_keras.Input((12, 16))
+    twice = tf_keras.layers.Dense(16, name="twice")
+    out = tf_keras.layers.Dense(20, name="logits")(tf_keras.layers.Flatten()(twice(twice(x))))
+    stage = LowRank(rank=0.1, epochs=0)
+    ranks, left = stage._ranks(tf_keras.Model(x, out))
+    assert (ranks, left) == ({"logits": 2}, ["twice"])
+    named = LowRank(rank=0.1, epochs=0, layers=["twice"])
+    with pytest.raises(UnsupportedLayerError, match="twice: is used more than once"):
+        named._ranks(tf_keras.Model(x, out))
+
+
 def test_what_makes_no_sense_is_refused_by_name(bench: Workbench, model: Any) -> None:
     with pytest.raises(RecipeError, match=r"low-rank.layers: no dense layer 'shap'; there is shape"):
         LowRank(layers=["shap"]).run(Workpiece(model), bench)

@@ -87,5 +87,20 @@ def test_the_same_content_gives_the_same_page_and_picture_again() -> None:
 
 
 def test_a_report_without_a_choice_says_so() -> None:
-    none = msgspec.structs.replace(CONTENT, chosen=None, search=None)
+    refused = [each for each in CONTENT.variants if not each.passed]
+    none = msgspec.structs.replace(CONTENT, chosen=None, search=None, variants=refused)
     assert "of the variants may ship" in page.html(none)
+
+
+def test_a_budget_that_nothing_met_is_not_a_gate_that_failed() -> None:
+    text = page.html(msgspec.structs.replace(CONTENT, chosen=None, refused="nothing met the budget; tiny is nearest"))
+    assert "of the variants may ship" not in text
+    assert "nothing met the budget; tiny is nearest" in text
+
+
+def test_what_ships_by_a_signed_word_is_not_called_what_may_ship() -> None:
+    lossy = msgspec.structs.replace(CONTENT.variants[2], overridden=True)
+    text = page.html(msgspec.structs.replace(CONTENT, chosen="lossy", variants=[*CONTENT.variants[:2], lossy]))
+    assert "ships by a signed override" in text
+    assert "is the smallest that may ship" not in text
+    assert ">by override</td>" in text

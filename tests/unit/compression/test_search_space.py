@@ -87,6 +87,11 @@ def test_layers_that_cost_accuracy_keep_more_of_their_filters() -> None:
     assert spared.layers["edges"] > spared.keep
 
 
+def test_a_layer_without_filters_of_its_own_is_not_spared_them() -> None:
+    assert space.build(LOSSES, filters={"shapes"}).spared == {}
+    assert space.build(LOSSES, filters={"edges", "shapes"}).spared["filter-prune"] == ("edges",)
+
+
 def test_layers_that_four_bits_cost_too_much_get_eight() -> None:
     losses = [loss("edges", "bits", 4, 1.0), loss("shapes", "bits", 4, 0.0)]
     of = space.build(losses)

@@ -302,6 +302,31 @@ REFUSED = {
         "'two' .DepthwiseConv2D.*use 1",
     ),
     "rolled": (lambda: sequential((6, 3), L.GRU(4, name="loop"), L.Dense(2)), "'loop' .GRU.*unroll"),
+    "channels first": (
+        lambda: sequential(
+            (1, 8, 8), L.Conv2D(2, 3, data_format="channels_first", name="first"), L.Flatten(), L.Dense(2)
+        ),
+        "'first' .Conv2D.*channels come first",
+    ),
+    "padded mean": (
+        lambda: sequential(
+            (7, 7, 1), L.Conv2D(2, 1), L.AveragePooling2D(2, padding="same", name="mean"), L.Flatten(), L.Dense(2)
+        ),
+        "'mean' .AveragePooling2D.*average pooling over padding",
+    ),
+    "leaky": (
+        lambda: sequential((4,), L.Dense(4), L.LeakyReLU(name="leak"), L.Dense(2)),
+        "'leak' .LeakyReLU.*LeakyRelu",
+    ),
+    "elu": (lambda: sequential((4,), L.Dense(4, activation="elu", name="soft"), L.Dense(2)), "'soft' .Dense.*EluGrad"),
+    "transposed": (
+        lambda: sequential((4, 4, 1), L.Conv2DTranspose(2, 3, name="back"), L.Flatten(), L.Dense(2)),
+        "'back' .Conv2DTranspose",
+    ),
+    "grouped": (
+        lambda: sequential((6, 6, 4), L.Conv2D(4, 3, groups=2, name="pairs"), L.Flatten(), L.Dense(2)),
+        "'pairs' .Conv2D",
+    ),
     "exact gelu": (lambda: sequential((4,), L.Dense(4, activation="gelu", name="bell"), L.Dense(2)), "'bell' .Dense"),
 }
 
@@ -309,5 +334,11 @@ REFUSED = {
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_layers_that_a_device_cannot_train_are_refused_by_name(name: str) -> None:
     make, message = REFUSED[name]
-    with pytest.raises(UnsupportedLayerError, match=message):
+    with pytest.raises(UnsupportedLayerError, match=message) as caught:
         training_export.export(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrapped_layer_without_dropout_draws_nothing() -> None:
+    model = sequential((6, 3), L.Bidirectional(L.LSTM(2, unroll=True)), L.Dense(2))
+    training_export.check_layers(model)
