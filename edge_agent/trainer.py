@@ -81,6 +81,9 @@ def carry_out(
         raise TrainingError("the active bundle has no training signature")
     start = tensors.load(weights)
     tensors.check_like(start, tensors.load(bundle.files["weights"]))
+    del weights
+    for role in ("weights", "inference"):  # as large as the weights each, and of no further use
+        del bundle.files[role]
     local = _local(job, bundle, damaged)
     y = _labels(local, len(bundle.manifest.labels))
     x = bundle.transform.apply(local.x)
@@ -101,8 +104,9 @@ def carry_out(
         weight_decay=instruction.weight_decay,
         proximal_mu=instruction.proximal_mu,
         seed=instruction.seed,
-        should_stop=orphaned,
+        should_stop=_Trimming(orphaned),
     )
+    del runtime, start, x  # the most memory is what steps take
     update = tensors.dump(result.weights)
     reply = RoundReply(
         instruction=instruction.id,
@@ -113,6 +117,19 @@ def carry_out(
         counts=None,
     )
     return reply, update
+
+
+class _Trimming:
+    """Asks before each step, and before the second gives back what the first let go of."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked, self._calls = asked, 0
+
+    def __call__(self) -> bool:
+        self._calls += 1
+        if self._calls == 2:
+            lean.settle()
+        return self._asked()
 
 
 def _local(job: Job, bundle: Bundle, damaged: Callable[[int], None]) -> samples.Samples:

@@ -169,7 +169,7 @@ def train(
             loss += float(output["loss"]) * len(rows)
             correct += float(output["correct"])
     trained = dict(zip(weights, (state[name] for name in (*runtime.w, *runtime.s)), strict=True))
-    if not np.isfinite(loss) or not all(np.isfinite(array).all() for array in trained.values()):
+    if not np.isfinite(loss) or not all(np.isfinite(array.sum(dtype=np.float64)) for array in trained.values()):
         raise TrainingDivergedError(f"training diverged (loss {loss / len(x):.3g}); lower the learning rate")
     return TrainResult(trained, loss / len(x), correct / len(x), len(x))
 
@@ -244,7 +244,8 @@ def _check_samples(runtime: TrainingRuntime, x: np.ndarray) -> None:
 def _offset(runtime: TrainingRuntime, weights: Arrays, offset: Arrays | None) -> list[np.ndarray]:
     names = [tensor.name for tensor in runtime.spec.weights]
     if offset is None:
-        return [np.zeros_like(weights[name]) for name in names]
+        zero = np.zeros((), np.float32)
+        return [np.broadcast_to(zero, weights[name].shape) for name in names]  # which takes no memory
     if list(offset) != names:
         raise TrainingError(f"expected gradient offsets for {names[:8]}, got {list(offset)[:8]}")
     return [offset[name].astype(np.float32, copy=False) for name in names]

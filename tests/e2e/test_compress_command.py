@@ -59,6 +59,8 @@ def test_recipes_make_variants_a_report_and_a_bundle(served: ServedSite, tmp_pat
         timeout=120,
     )
     assert "Compression of digits:1" in page.stdout, page.stderr
+    assert (page.stdout.count("<svg"), page.stdout.count("</svg>")) == (2, 2)
+    assert page.stdout.count("<use ") + page.stdout.count("<path ") > 50  # what is drawn in them
     variants = {variant.name: variant for variant in served.client.get_version("digits", 1).variants}
     assert set(variants) == {"float", "int8", "mine"}
     assert variants["mine"].report["recipe"]["stages"][0]["sparsity"] == 0.5
