@@ -113,7 +113,7 @@ def from_fields(fields: Any, where: str) -> Recipe:
 
 
 def _check(recipe: Recipe, where: str) -> None:
-    if not _NAME.fullmatch(recipe.name):
+    if not _NAME.fullmatch(recipe.name) or ".." in recipe.name:
         raise RecipeError(f"{where}: name {recipe.name!r}: use 1 to 63 lower-case letters, digits and inner '.', '-'")
     if not 0 <= recipe.seed < 2**32:
         raise RecipeError(f"{where}: seed {recipe.seed} is outside 0 to 4294967295")

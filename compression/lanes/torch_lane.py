@@ -23,6 +23,7 @@ from contract import tensors
 from contract.tensors import Arrays
 
 PYTHON = "FIELDFARE_TORCH_PYTHON"
+LONGEST_S = 1800  # of one conversion
 SAMPLES = 200  # that show ranges of activations
 REQUEST, WEIGHTS, SHOWN, MODEL = "request.json", "weights.safetensors", "x.safetensors", "m.tflite"
 INSTALL = f"pip install 'fieldfare[compression-torch]' in an environment of its own, and name its Python in {PYTHON}"
@@ -59,7 +60,13 @@ def convert(model: TorchModel, form: Literal["float", "int8"], bench: Workbench,
         command = [os.environ.get(PYTHON) or sys.executable, "-m", "compression.lanes.torch_child", str(folder)]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, env=environment, timeout=LONGEST_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConversionError(
+                f"torch, {form}: the conversion took longer than {LONGEST_S} s and was stopped"
+            ) from error
         except OSError as error:
             raise ConversionError(f"{PYTHON}: {command[0]}: {error.strerror}; {INSTALL}") from error
         if done.returncode or not (folder / MODEL).exists():

@@ -1,5 +1,6 @@
 """Flower's Grid over a cohort that trains at once: the strategies of the fleet's rounds run here unchanged."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -13,6 +14,7 @@ from coordinator.rounds.settings import device_seed
 from simulations.cohort.engine import Engine
 from simulations.cohort.local import Client, Local, Trained
 
+logger = logging.getLogger(__name__)
 DIVERGED = "training diverged, or a sample is not a number; its weights do not count"
 
 
@@ -62,6 +64,8 @@ class CohortGrid(GridBase):
         tasks = [self._task(message, shared) for message in listed]
         told, weights, _ = self._work(tasks, keep=False)
         good = [each for each in told.values() if each.finite]
+        for name in (name for name, each in told.items() if not each.finite):
+            logger.warning("%s: its reply does not count: %s", name, DIVERGED)
         self.failures |= {name: DIVERGED for name, each in told.items() if not each.finite}
         self._stood_for = len(good)
         examples = sum(each.examples for each in good)

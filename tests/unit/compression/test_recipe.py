@@ -48,3 +48,8 @@ def test_an_unknown_recipe_is_refused_with_those_that_exist() -> None:
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(RecipeError, match=r"nowhere.toml: cannot be read"):
         recipe.load("nowhere.toml")
+
+
+def test_a_name_that_the_registry_would_refuse_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(RecipeError, match="name"):
+        recipe.from_fields({"name": "a..b", "stages": [{"stage": "int8"}]}, "test")
