@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,8 @@ def test_secrets_are_their_owners_alone_and_stand_in_no_log(site: ServedSite, tm
 
 def _is_secret(path: Path) -> bool:
     """Everything but certificates, public keys and signed metadata, which everybody may see, and sockets."""
-    public = path.suffix in {".crt", ".pem", ".pub"} or path.parent.name == "metadata"
+    name = re.sub(r"^\.(.+)-[^-]+$", r"\1", path.name)  # of a file that is being written
+    public = Path(name).suffix in {".crt", ".pem", ".pub"} or path.parent.name == "metadata"
     return path.is_dir() or (path.is_file() and not public)
 
 
